@@ -1,0 +1,115 @@
+"""The exceptions of CellRay and ``boundary``, which turns foreign ones into them.
+
+Contract: whatever a user can cause ends in one of these classes with a one-line message that names the thing, the value and
+the way out. Anything else is a bug and keeps its stack trace.
+
+::
+
+    CellRayError               exit code 1
+    ├── SettingError           exit code 2: an option, label file, model or output folder is wrong; the run never starts
+    │   ├── InputError         an input path that does not exist or is of no known kind
+    │   ├── LabelError         the label set
+    │   ├── ModelError         the checkpoint
+    │   └── RunLockedError     another run is writing to the same folder
+    └── DatasetError           one dataset fails alone, the others go on (exit code 3 if any finished)
+        ├── ReadError          the file is damaged or not what it says
+        ├── CountsError        no raw counts
+        ├── MissingKeyError    the layer or gene column that was asked for is not there (exit code 2 when no dataset has it)
+        ├── GeneError          gene identifiers cannot be matched to the model
+        ├── EncodeError        the model failed on a shard
+        ├── RefineError        GRIT failed
+        └── WriteError         an output could not be written
+
+It does not cover bad cells: those are rows with a reject code (``cellray.schema.RejectCode``).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class CellRayError(Exception):
+    """Base of every error a user can cause. ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class SettingError(CellRayError):
+    """A setting is wrong; the run stops before any work."""
+
+    exit_code = 2
+
+
+class InputError(SettingError):
+    """An input does not exist or is of no known kind."""
+
+
+class LabelError(SettingError):
+    """The label set cannot be used."""
+
+
+class ModelError(SettingError):
+    """The checkpoint cannot be used."""
+
+
+class RunLockedError(SettingError):
+    """Another run is writing to the output folder."""
+
+
+class DatasetError(CellRayError):
+    """One dataset cannot be annotated; the others go on."""
+
+
+class ReadError(DatasetError):
+    """The dataset's file is damaged or is not what its name says."""
+
+
+class CountsError(DatasetError):
+    """The dataset holds no raw counts."""
+
+
+class MissingKeyError(DatasetError):
+    """The layer or gene column that the user asked for is not in the dataset."""
+
+    exit_code = 2
+
+
+class GeneError(DatasetError):
+    """The dataset's genes cannot be matched to the model's."""
+
+
+class EncodeError(DatasetError):
+    """The model failed on a shard."""
+
+
+class RefineError(DatasetError):
+    """Refinement failed."""
+
+
+class WriteError(DatasetError):
+    """An output could not be written."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return ``error`` as one line: its text without line breaks, or its class name when it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def boundary(error_class: type[CellRayError], what: str) -> Iterator[None]:
+    """Re-raise the foreign errors of a stage as ``error_class`` with ``what`` (dataset, shard or cell) in front.
+
+    Parameters
+    ----------
+    error_class
+        Class raised for I/O, format and value errors of libraries. Errors of ours pass unchanged but gain a note.
+    what
+        The thing at hand, e.g. ``"dataset 'liver' rows 0-8192"``.
+    """
+    try:
+        yield
+    except CellRayError as error:
+        error.add_note(what)
+        raise
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        msg = f"{what}: {one_line(error)}"
+        raise error_class(msg) from error

@@ -1,0 +1,77 @@
+"""The record that makes a dataset's output trustworthy: what went in, what came out, with which settings.
+
+Contract: readers trust ``manifest.json`` and nothing it does not name. It is written when every file it names exists, and
+``_SUCCESS`` after it. ``cells in = annotated + abstained + rejected`` is checked whenever a manifest is built or read.
+"""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from cellray import schema, storage
+
+
+class ShardRecord(BaseModel):
+    """One part file of scores: cells ``start`` to ``stop`` of the dataset."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    start: int
+    stop: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """One dataset's output. ``plan`` says what was read and why, ``seconds`` is wall time by stage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = schema.SCHEMA_VERSION
+    dataset_id: str
+    source: str
+    content_hash: str
+    scoring_key: str
+    refining_key: str
+    labels: list[str]
+    label_ids: list[str]
+    n_cells: int
+    n_annotated: int
+    n_abstained: int
+    n_rejected: int
+    rejects: dict[str, int]
+    shards: list[ShardRecord]
+    plan: dict[str, Any]
+    refinement: dict[str, Any] | None
+    seconds: dict[str, float]
+    warnings: list[str]
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _conserve(self) -> Self:
+        accounted = self.n_annotated + self.n_abstained + self.n_rejected
+        if accounted != self.n_cells or sum(self.rejects.values()) != self.n_rejected:
+            msg = (
+                f"dataset {self.dataset_id!r}: {self.n_cells} cells in, but {self.n_annotated} annotated + {self.n_abstained} "
+                f"abstained + {self.n_rejected} rejected ({self.rejects})"
+            )
+            raise ValueError(msg)
+        return self
+
+
+def publish(folder: str, manifest: Manifest) -> None:
+    """Write ``manifest.json`` and then ``_SUCCESS`` into a dataset's folder, and drop an error left by an earlier run."""
+    storage.put_json(storage.join(folder, schema.MANIFEST_FILE), manifest.model_dump())
+    storage.put_json(storage.join(folder, schema.SUCCESS_FILE), {"refining_key": manifest.refining_key})
+    storage.remove(storage.join(folder, schema.ERROR_FILE))
+
+
+def read(folder: str) -> Manifest:
+    """Read and check a dataset's manifest."""
+    return Manifest.model_validate(storage.read_json(storage.join(folder, schema.MANIFEST_FILE)))
+
+
+def is_complete(folder: str, refining_key: str) -> bool:
+    """Whether the dataset in ``folder`` was finished with exactly these settings on exactly this content."""
+    success = storage.join(folder, schema.SUCCESS_FILE)
+    return storage.exists(success) and storage.read_json(success).get("refining_key") == refining_key

@@ -1,0 +1,152 @@
+"""Every name and type that leaves a process: Arrow schemas, AnnData keys, statuses, reject codes, file names.
+
+Contract: a column, key or output file is named here and nowhere else, and ``SCHEMA_VERSION`` changes when any of them does.
+This module imports nothing of ours and holds no behaviour beyond building schemas.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import pyarrow as pa
+
+SCHEMA_VERSION: Final = 1
+EMBEDDING_DIM: Final = 256
+
+# Columns
+ROW: Final = "row"
+CELL_ID: Final = "cell_id"
+N_COUNTS: Final = "n_counts"
+N_GENES: Final = "n_genes"
+REJECT_CODE: Final = "reject_code"
+TOKENS: Final = "tokens"
+PROBABILITIES: Final = "probabilities"
+EMBEDDING: Final = "embedding"
+CELL_TYPE: Final = "cell_type"
+CELL_TYPE_ID: Final = "cell_type_ontology_term_id"
+SCORE: Final = "score"
+MARGIN: Final = "margin"
+SOURCE: Final = "source"
+STATUS: Final = "status"
+ENCODER_CELL_TYPE: Final = "encoder_cell_type"
+VIEW_X: Final = "x"
+VIEW_Y: Final = "y"
+
+# Gene tables
+ENSEMBL_ID: Final = "ensembl_id"
+TOKEN: Final = "token"
+MEDIAN: Final = "median"
+SYMBOL: Final = "symbol"
+
+# AnnData keys
+OBS_PREFIX: Final = "cellray_"
+OBSM_LANGCELL: Final = "X_langcell"
+UNS_KEY: Final = "cellray"
+
+# Output files, relative to the output folder or to a dataset's folder in it
+RUN_FILE: Final = "run.json"
+LOCK_FILE: Final = "_lock"
+REPORT_FILE: Final = "report.html"
+DATASETS_DIR: Final = "datasets"
+SCORES_DIR: Final = "scores"
+STAGED_DIR: Final = "staged"
+ANNOTATIONS_FILE: Final = "annotations.parquet"
+VIEW_FILE: Final = "view.parquet"
+MANIFEST_FILE: Final = "manifest.json"
+SUCCESS_FILE: Final = "_SUCCESS"
+ERROR_FILE: Final = "error.json"
+
+DATASET_ID_PATTERN: Final = r"[A-Za-z0-9._-]{1,128}"
+
+
+class Status(StrEnum):
+    """What became of a cell. Every cell has exactly one."""
+
+    ANNOTATED = "annotated"
+    ABSTAINED = "abstained"
+    REJECTED = "rejected"
+
+
+class Source(StrEnum):
+    """Which stage gave a cell its label."""
+
+    ENCODER = "encoder"
+    GRIT = "grit"
+    LLM = "llm"
+    ABSTAIN = "abstain"
+
+
+class RejectCode(StrEnum):
+    """Why a cell has no label. The order is the order of the checks: the first that fails names the cell."""
+
+    NOT_FINITE = "not_finite"
+    NEGATIVE_COUNT = "negative_count"
+    NON_INTEGER_COUNT = "non_integer_count"
+    EMPTY_CELL = "empty_cell"
+    NO_KNOWN_GENE = "no_known_gene"
+    TOO_FEW_GENES = "too_few_genes"
+
+
+def token_shard() -> pa.Schema:
+    """Cells on their way to the encoder: identity, quality and the ranked gene tokens without the CLS token."""
+    return pa.schema(
+        [
+            (ROW, pa.int64()),
+            (CELL_ID, pa.string()),
+            (N_COUNTS, pa.float32()),
+            (N_GENES, pa.int32()),
+            (REJECT_CODE, pa.string()),
+            (TOKENS, pa.list_(pa.uint16())),
+        ]
+    )
+
+
+def scores() -> pa.Schema:
+    """One part file of encoder scores. The file's metadata key ``labels`` (JSON) orders ``probabilities``."""
+    return pa.schema(
+        [
+            (ROW, pa.int64()),
+            (CELL_ID, pa.string()),
+            (N_COUNTS, pa.float32()),
+            (N_GENES, pa.int32()),
+            (REJECT_CODE, pa.string()),
+            (PROBABILITIES, pa.list_(pa.float32())),
+            (EMBEDDING, pa.list_(pa.float16(), EMBEDDING_DIM)),
+        ]
+    )
+
+
+def annotations() -> pa.Schema:
+    """The labels of one dataset, one row a cell in the input's order."""
+    return pa.schema(
+        [
+            (ROW, pa.int64()),
+            (CELL_ID, pa.string()),
+            (CELL_TYPE, pa.string()),
+            (CELL_TYPE_ID, pa.string()),
+            (SCORE, pa.float32()),
+            (MARGIN, pa.float32()),
+            (SOURCE, pa.string()),
+            (STATUS, pa.string()),
+            (REJECT_CODE, pa.string()),
+            (ENCODER_CELL_TYPE, pa.string()),
+        ]
+    )
+
+
+OBS_COLUMNS: Final = (CELL_TYPE, CELL_TYPE_ID, SCORE, MARGIN, SOURCE, STATUS)
+"""Columns of ``annotations`` that the annotated AnnData carries in ``obs``, each behind ``OBS_PREFIX``."""
+
+
+def view() -> pa.Schema:
+    """Two-dimensional coordinates of a sample of a dataset's cells, for the report."""
+    return pa.schema([(ROW, pa.int64()), (VIEW_X, pa.float32()), (VIEW_Y, pa.float32())])
+
+
+def genes() -> pa.Schema:
+    """A model's genes: Ensembl id without version, token and the non-zero median that ranking divides by."""
+    return pa.schema([(ENSEMBL_ID, pa.string()), (TOKEN, pa.int32()), (MEDIAN, pa.float64())])
+
+
+def symbols() -> pa.Schema:
+    """A model's gene symbols and the Ensembl id each stands for."""
+    return pa.schema([(SYMBOL, pa.string()), (ENSEMBL_ID, pa.string())])

@@ -1,0 +1,73 @@
+"""What a run may be told, checked before any work, and the hashes that name its results.
+
+Contract: unknown or out-of-range settings are a ``SettingError`` naming the field. ``scoring_key`` covers everything that changes
+a score, ``refining_key`` everything that changes a label given the scores; nothing else (output folder, number of
+encoders, cluster address) enters a name of a result. This is the only module that reads environment variables of ours.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cellray.errors import SettingError
+from cellray.schema import SCHEMA_VERSION
+
+
+class Environment(BaseSettings):
+    """Machine-level switches, read from ``CELLRAY_*`` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="CELLRAY_", extra="ignore")
+
+    object_store_bytes: int = Field(default=1 << 30, ge=80 << 20, description="size of a local Ray object store")
+    ray_temp_dir: str | None = Field(default=None, description="where a local Ray keeps its session files")
+
+
+class AnnotateSettings(BaseModel):
+    """Settings of one ``annotate`` run; the defaults are the command line's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs: tuple[str, ...] = Field(min_length=1)
+    out: str = Field(min_length=1)
+    model: str = "mini"
+    labels: str | None = None
+    alpha: float = Field(default=0.2, ge=0, le=1)
+    refine: Literal["grit", "none"] = "grit"
+    lam: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    k: int = Field(default=15, ge=1)
+    n_pcs: int = Field(default=50, ge=1)
+    layer: str | None = None
+    gene_key: str | None = None
+    min_genes: int = Field(default=20, ge=1)
+    shard_cells: int = Field(default=8192, ge=1, le=1 << 20)
+    batch_tokens: int = Field(default=32768, ge=1)
+    encoders: int | None = Field(default=None, ge=1)
+    address: str | None = None
+
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """Build settings; a wrong value is a ``SettingError`` in one line that names the field and the value."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            msg = f"setting {field!r}: {first['msg']} (got {first.get('input')!r})"
+            raise SettingError(msg) from error
+
+    def scoring_key(self, model_digest: str, label_texts: list[tuple[str, str]]) -> str:
+        """Hash of everything that changes a cell's score. ``label_texts`` are (name, text) in column order."""
+        chosen = self.model_dump(include={"alpha", "layer", "gene_key", "min_genes", "shard_cells", "batch_tokens"})
+        return _hash({**chosen, "model": model_digest, "labels": label_texts, "schema": SCHEMA_VERSION})
+
+    def refining_key(self, scoring_key: str) -> str:
+        """Hash of everything that changes a cell's label: the scores and how they are refined."""
+        chosen = self.model_dump(include={"refine", "lam", "k", "n_pcs"}) if self.refine != "none" else {"refine": "none"}
+        return _hash({**chosen, "scores": scoring_key})
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

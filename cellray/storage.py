@@ -1,0 +1,190 @@
+"""Files at a path or URI (local, ``s3://``): safe names, atomic writes, content hashes.
+
+Contract: a file written here is either absent or whole, on a local disk (temporary name, fsync, rename) and on S3 (one PUT or
+one multipart completion). Credentials and endpoints are the SDK's own business (``AWS_ENDPOINT_URL`` and the like).
+It does not retry beyond what fsspec does, and it does not cache.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from cellray.errors import WriteError, one_line
+
+_SCHEMES = ("", "file", "s3")
+_PART = re.compile(r"[A-Za-z0-9._-]{1,255}")
+
+
+def scheme(uri: str) -> str:
+    """Return the scheme of ``uri`` (``""`` for a plain path)."""
+    return uri.split("://", 1)[0] if "://" in uri else ""
+
+
+def is_local(uri: str) -> bool:
+    """Whether ``uri`` lies on this machine's file system."""
+    return scheme(uri) in ("", "file")
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of ``uri`` and the path in it.
+
+    Raises
+    ------
+    ValueError
+        If the scheme is not one of local, ``file://`` and ``s3://``.
+    """
+    if scheme(uri) not in _SCHEMES:
+        msg = f"{uri!r}: scheme {scheme(uri)!r} is not supported; use a local path or s3://"
+        raise ValueError(msg)
+    return url_to_fs(uri)
+
+
+def join(root: str, *parts: str) -> str:
+    """Join file names to ``root``; each may use letters, digits, ``.``, ``_`` and ``-`` only, so none can climb out."""
+    for part in parts:
+        if part in (".", "..") or not _PART.fullmatch(part):
+            msg = f"{part!r} is not a safe file name (letters, digits, '.', '_' and '-', at most 255)"
+            raise ValueError(msg)
+    return "/".join([root.rstrip("/") or "/", *parts]) if parts else root
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there (on S3, read anew and not from a listing cache)."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache(path)
+    return bool(fs.exists(path))
+
+
+def list_files(uri: str) -> list[str]:
+    """Names of the files directly in folder ``uri``, sorted; temporary names left out. No folder gives no names."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache(path)
+    try:
+        entries = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    names = (Path(entry["name"]).name for entry in entries if entry["type"] == "file")
+    return sorted(name for name in names if not name.startswith(".tmp-"))
+
+
+def open_read(uri: str) -> IO[bytes]:
+    """Open for random-access reading."""
+    fs, path = filesystem(uri)
+    return fs.open(path, "rb")
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return the whole file."""
+    fs, path = filesystem(uri)
+    return fs.cat_file(path)
+
+
+def read_json(uri: str) -> Any:
+    """Return the parsed JSON file."""
+    return json.loads(read_bytes(uri))
+
+
+def put(uri: str, data: bytes) -> None:
+    """Write ``data`` to ``uri`` atomically, replacing what is there."""
+    with writing(uri) as local:
+        local.write_bytes(data)
+
+
+def put_json(uri: str, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys, atomically."""
+    put(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[Path]:
+    """Yield a local path to fill; on success publish it at ``uri`` in one step, on failure leave nothing behind.
+
+    Raises
+    ------
+    WriteError
+        If the file cannot be created, filled or published.
+    """
+    fs, path = filesystem(uri)
+    local = is_local(uri)
+    folder = Path(path).parent if local else Path(tempfile.gettempdir())
+    temporary = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        if local:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        else:
+            fs.put_file(str(temporary), path)
+            fs.invalidate_cache(path)
+    except OSError as error:
+        msg = f"cannot write {uri}: {one_line(error)}"
+        raise WriteError(msg) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """Yield a local path that holds the content of ``uri``: itself when local, else a temporary download."""
+    if is_local(uri):
+        yield Path(filesystem(uri)[1])
+        return
+    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+        fs, path = filesystem(uri)
+        target = Path(folder) / Path(path).name
+        fs.get(path, str(target), recursive=fs.isdir(path))
+        yield target
+
+
+def remove(uri: str) -> None:
+    """Remove a file or a whole folder; nothing there is fine."""
+    fs, path = filesystem(uri)
+    with suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def content_hash(uri: str) -> str:
+    """Return 64 hex digits that change when the content of a file or folder does.
+
+    A local file is read whole (SHA-256). For an S3 object the store's own entity tag and size are taken, so that a large object
+    is not read twice: copying it with another part size changes the hash although the bytes are the same.
+    """
+    fs, path = filesystem(uri)
+    digest = hashlib.sha256()
+    if fs.isdir(path):
+        root = path.rstrip("/") + "/"
+        for name in sorted(fs.find(path)):
+            digest.update(f"{name.removeprefix(root)}\0{_file_hash(fs, name)}\n".encode())
+    else:
+        digest.update(_file_hash(fs, path).encode())
+    return digest.hexdigest()
+
+
+def _file_hash(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    info = fs.info(path)
+    return f"{info.get('ETag', '')}:{info['size']}"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

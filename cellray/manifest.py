@@ -62,7 +62,7 @@ class Manifest(BaseModel):
 def publish(folder: str, manifest: Manifest) -> None:
     """Write ``manifest.json`` and then ``_SUCCESS`` into a dataset's folder, and drop an error left by an earlier run."""
     storage.put_json(storage.join(folder, schema.MANIFEST_FILE), manifest.model_dump())
-    storage.put_json(storage.join(folder, schema.SUCCESS_FILE), {"refining_key": manifest.refining_key})
+    storage.put_json(storage.join(folder, schema.SUCCESS_FILE), _identity(manifest.content_hash, manifest.refining_key))
     storage.remove(storage.join(folder, schema.ERROR_FILE))
 
 
@@ -71,7 +71,11 @@ def read(folder: str) -> Manifest:
     return Manifest.model_validate(storage.read_json(storage.join(folder, schema.MANIFEST_FILE)))
 
 
-def is_complete(folder: str, refining_key: str) -> bool:
+def is_complete(folder: str, content_hash: str, refining_key: str) -> bool:
     """Whether the dataset in ``folder`` was finished with exactly these settings on exactly this content."""
     success = storage.join(folder, schema.SUCCESS_FILE)
-    return storage.exists(success) and storage.read_json(success).get("refining_key") == refining_key
+    return storage.exists(success) and storage.read_json(success) == _identity(content_hash, refining_key)
+
+
+def _identity(content_hash: str, refining_key: str) -> dict[str, str]:
+    return {"content_hash": content_hash, "refining_key": refining_key}

@@ -1,17 +1,36 @@
+# make demo      install and annotate the PBMC cells that ship inside scanpy
+# make test      install with the test extra and run the suite
+# make install   only create .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?=
 # A machine that keeps local wheels (a CPU build of torch, say) names their folder in PIP_FIND_LINKS; uv reads another name.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Ray would otherwise rebuild the environment in every worker when it is started by uv.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: install
-install: $(VENV)/.installed
+.PHONY: install demo test lint
+install: $(VENV)/.core
 
-$(VENV)/.installed: pyproject.toml
+demo: $(VENV)/.core
+	$(BIN)/python -m jobs.demo --out out/demo
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(BIN)/uv:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --editable '.[$(EXTRAS)]'
+
+$(VENV)/.core: pyproject.toml $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --editable .
 	touch $@
+
+$(VENV)/.test: pyproject.toml $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --editable '.[test]'
+	touch $@ $(VENV)/.core

@@ -19,6 +19,7 @@ the way out. Anything else is a bug and keeps its stack trace.
         ├── EncodeError        the model failed on a shard
         ├── RefineError        GRIT failed
         └── WriteError         an output could not be written
+    Terminated                 exit code 143: SIGTERM; the same command goes on from there
 
 It does not cover bad cells: those are rows with a reject code (``cellray.schema.RejectCode``).
 """
@@ -31,6 +32,12 @@ class CellRayError(Exception):
     """Base of every error a user can cause. ``exit_code`` is what the command line returns."""
 
     exit_code = 1
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to stop (SIGTERM). Not an ``Exception``, so that no library swallows it on the way out."""
+
+    exit_code = 143
 
 
 class SettingError(CellRayError):

@@ -65,7 +65,9 @@ class AnnotateSettings(BaseModel):
 
     def refining_key(self, scoring_key: str) -> str:
         """Hash of everything that changes a cell's label: the scores and how they are refined."""
-        chosen = self.model_dump(include={"refine", "lam", "k", "n_pcs"}) if self.refine != "none" else {"refine": "none"}
+        chosen = (
+            self.model_dump(include={"refine", "lam", "k", "n_pcs"}) if self.refine != "none" else {"refine": "none"}
+        )
         return _hash({**chosen, "scores": scoring_key})
 
 

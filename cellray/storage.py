@@ -1,8 +1,9 @@
 """Files at a path or URI (local, ``s3://``): safe names, atomic writes, content hashes.
 
-Contract: a file written here is either absent or whole, on a local disk (temporary name, fsync, rename) and on S3 (one PUT or
-one multipart completion). Credentials and endpoints are the SDK's own business (``AWS_ENDPOINT_URL`` and the like).
-It does not retry beyond what fsspec does, and it does not cache.
+Contract: a file written here is either absent or whole, on a local disk (temporary name, fsync, rename) and on S3
+(one PUT or one multipart completion). Credentials and endpoints are the SDK's own business (``AWS_ENDPOINT_URL`` and
+the like). A store that cannot be reached is an ``OSError`` like any other. It does not retry beyond what fsspec does,
+and it does not cache.
 """
 
 import hashlib
@@ -16,12 +17,22 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 
 from cellray.errors import WriteError, one_line
 
 _SCHEMES = ("", "file", "s3")
 _PART = re.compile(r"[A-Za-z0-9._-]{1,255}")
+
+
+@contextmanager
+def network_errors() -> Iterator[None]:
+    """Turn the SDK's own errors (no credentials, no connection) into ``OSError``, as s3fs does with other ones."""
+    try:
+        yield
+    except BotoCoreError as error:
+        raise OSError(one_line(error)) from error
 
 
 def scheme(uri: str) -> str:
@@ -45,7 +56,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if scheme(uri) not in _SCHEMES:
         msg = f"{uri!r}: scheme {scheme(uri)!r} is not supported; use a local path or s3://"
         raise ValueError(msg)
-    return url_to_fs(uri)
+    return url_to_fs(uri, use_listings_cache=False)  # other processes write here too
 
 
 def join(root: str, *parts: str) -> str:
@@ -54,20 +65,20 @@ def join(root: str, *parts: str) -> str:
         if part in (".", "..") or not _PART.fullmatch(part):
             msg = f"{part!r} is not a safe file name (letters, digits, '.', '_' and '-', at most 255)"
             raise ValueError(msg)
-    return "/".join([root.rstrip("/") or "/", *parts]) if parts else root
+    return "/".join([root.rstrip("/"), *parts]) if parts else root
 
 
+@network_errors()
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there (on S3, read anew and not from a listing cache)."""
+    """Whether a file or folder is there."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache(path)
     return bool(fs.exists(path))
 
 
+@network_errors()
 def list_files(uri: str) -> list[str]:
     """Names of the files directly in folder ``uri``, sorted; temporary names left out. No folder gives no names."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache(path)
     try:
         entries = fs.ls(path, detail=True)
     except FileNotFoundError:
@@ -76,12 +87,14 @@ def list_files(uri: str) -> list[str]:
     return sorted(name for name in names if not name.startswith(".tmp-"))
 
 
+@network_errors()
 def open_read(uri: str) -> IO[bytes]:
     """Open for random-access reading."""
     fs, path = filesystem(uri)
     return fs.open(path, "rb")
 
 
+@network_errors()
 def read_bytes(uri: str) -> bytes:
     """Return the whole file."""
     fs, path = filesystem(uri)
@@ -129,8 +142,8 @@ def writing(uri: str) -> Iterator[Path]:
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         else:
-            fs.put_file(str(temporary), path)
-            fs.invalidate_cache(path)
+            with network_errors():
+                fs.put_file(str(temporary), path)
     except OSError as error:
         msg = f"cannot write {uri}: {one_line(error)}"
         raise WriteError(msg) from error
@@ -148,10 +161,12 @@ def local_copy(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
         fs, path = filesystem(uri)
         target = Path(folder) / Path(path).name
-        fs.get(path, str(target), recursive=fs.isdir(path))
+        with network_errors():
+            fs.get(path, str(target), recursive=fs.isdir(path))
         yield target
 
 
+@network_errors()
 def remove(uri: str) -> None:
     """Remove a file or a whole folder; nothing there is fine."""
     fs, path = filesystem(uri)
@@ -159,29 +174,30 @@ def remove(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+@network_errors()
 def content_hash(uri: str) -> str:
     """Return 64 hex digits that change when the content of a file or folder does.
 
-    A local file is read whole (SHA-256). For an S3 object the store's own entity tag and size are taken, so that a large object
-    is not read twice: copying it with another part size changes the hash although the bytes are the same.
+    A local file is read whole (SHA-256). For an S3 object the store's own entity tag and size are taken, so that a
+    large object is not read twice: copying it with another part size changes the hash although the bytes are the
+    same.
     """
     fs, path = filesystem(uri)
     digest = hashlib.sha256()
     if fs.isdir(path):
         root = path.rstrip("/") + "/"
-        for name in sorted(fs.find(path)):
-            digest.update(f"{name.removeprefix(root)}\0{_file_hash(fs, name)}\n".encode())
+        for name, info in sorted(fs.find(path, detail=True).items()):
+            digest.update(f"{name.removeprefix(root)}\0{_file_hash(uri, info)}\n".encode())
     else:
-        digest.update(_file_hash(fs, path).encode())
+        digest.update(_file_hash(uri, fs.info(path)).encode())
     return digest.hexdigest()
 
 
-def _file_hash(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        with Path(path).open("rb") as file:
+def _file_hash(uri: str, info: dict[str, Any]) -> str:
+    if is_local(uri):
+        with Path(info["name"]).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    info = fs.info(path)
-    return f"{info.get('ETag', '')}:{info['size']}"
+    return f"{info['ETag']}:{info['size']}"
 
 
 def _umask() -> int:

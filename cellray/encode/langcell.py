@@ -57,7 +57,9 @@ class LangCellScorer:
         probabilities, embeddings = self.score_tokens(flat, offsets, kept)
         rejected = np.ones(len(shard), bool)
         rejected[kept] = False
-        columns = [shard[name] for name in (schema.ROW, schema.CELL_ID, schema.N_COUNTS, schema.N_GENES, schema.REJECT_CODE)]
+        columns = [
+            shard[name] for name in (schema.ROW, schema.CELL_ID, schema.N_COUNTS, schema.N_GENES, schema.REJECT_CODE)
+        ]
         columns.append(_lists(probabilities, rejected))
         columns.append(_fixed_lists(embeddings.astype(np.float16), kept, len(shard)))
         return pa.table(columns, schema=schema.scores())
@@ -80,7 +82,11 @@ class LangCellScorer:
         probabilities = np.empty((len(rows), self.n_labels), np.float32)
         embeddings = np.empty((len(rows), schema.EMBEDDING_DIM), np.float32)
         config = self.model.config
-        tokens, ends, wanted = torch.from_numpy(flat.astype(np.int32)), torch.from_numpy(offsets), torch.from_numpy(rows)
+        tokens, ends, wanted = (
+            torch.from_numpy(flat.astype(np.int32)),
+            torch.from_numpy(offsets),
+            torch.from_numpy(rows),
+        )
         lengths = np.minimum(offsets[rows + 1] - offsets[rows], config.max_tokens - 1) + 1
         with torch.inference_mode():
             for batch in token_batches(lengths, self.batch_tokens):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,9 @@ class Layer(nn.Module):
         self.output = Residual(config, config.intermediate_size)
         self.activation = _ACTIVATIONS[config.hidden_act]
 
-    def attend(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Apply the self-attention block to (b, l, hidden)."""
-        return self.attention(states, self.attention.keys_values(states), mask)
+    def attend(self, states: Tensor, mask: Tensor | None, rows: slice = _ALL) -> Tensor:
+        """Apply the self-attention block to (b, l, hidden); ``rows`` names the positions whose result is wanted."""
+        return self.attention(states[:, rows], self.attention.keys_values(states), mask)
 
     def feed_forward(self, states: Tensor) -> Tensor:
         """Apply the feed-forward block."""

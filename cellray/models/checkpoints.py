@@ -105,7 +105,12 @@ def load(model: str) -> Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
     """Write ``checkpoint`` as a model folder, weights in ``dtype``."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": FORMAT, "schema_version": schema.SCHEMA_VERSION, "name": checkpoint.name, **asdict(checkpoint.config)}
+    config = {
+        "format": FORMAT,
+        "schema_version": schema.SCHEMA_VERSION,
+        "name": checkpoint.name,
+        **asdict(checkpoint.config),
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "labels.json").write_text(json.dumps(checkpoint.labels, indent=1) + "\n")
     state = {name: tensor.to(dtype).contiguous() for name, tensor in checkpoint.state.items()}
@@ -126,8 +131,16 @@ def check_state(state: dict[str, torch.Tensor], config: LangCellConfig) -> None:
     expected = expected_shapes(config)
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
-        parts = [f"{len(names)} {what} (first: {names[0]!r})" for what, names in (("missing", missing), ("extra", extra)) if names]
-        hint = "; a text encoder saved as a plain Hugging Face BertModel is not LangCell's" if any("text_bert" in n for n in missing) else ""
+        parts = [
+            f"{len(names)} {what} (first: {names[0]!r})"
+            for what, names in (("missing", missing), ("extra", extra))
+            if names
+        ]
+        hint = (
+            "; a text encoder saved as a plain Hugging Face BertModel is not LangCell's"
+            if any("text_bert" in n for n in missing)
+            else ""
+        )
         msg = f"tensors do not fit the configuration: {', '.join(parts)}{hint}"
         raise ValueError(msg)
     for name, shape in expected.items():

@@ -7,6 +7,7 @@ Beyond the official code, with the same numbers:
 
 1. Keys and values of a cell are computed once and shared by all texts; texts go through cross-attention side by side.
 2. What precedes a text's first cross-attention (embedding, self-attention of layer 0) is computed once per text.
+3. The last text layer is computed for the CLS row alone, the only one that is read.
 """
 
 from dataclasses import dataclass
@@ -95,15 +96,16 @@ class LangCell(nn.Module):
         """
         b, k, t, width = text_states.shape
         mask = text_mask.reshape(b * k, t)
-        states = text_states
+        states = text_states.reshape(b * k, t, width)
+        last = len(self.text_bert.layers) - 1
         for depth, layer in enumerate(self.text_bert.layers):
-            if depth:
-                states = layer.attend(states.reshape(b * k, t, width), mask)
+            read = slice(1) if depth == last else slice(None)
+            states = layer.attend(states, mask, read) if depth else states[:, read]
             # Texts do not see each other in cross-attention, so the k texts of a cell are one long query.
             keys_values = layer.crossattention.keys_values(cells)
-            states = layer.crossattention(states.reshape(b, k * t, width), keys_values, cell_mask)
-            states = layer.feed_forward(states)
-        return self.ctm_head(states.reshape(b, k, t, width)[:, :, 0])
+            states = layer.crossattention(states.reshape(b, -1, width), keys_values, cell_mask)
+            states = layer.feed_forward(states).reshape(b * k, -1, width)
+        return self.ctm_head(states[:, 0]).reshape(b, k, 2)
 
     def scores(self, cell_ids: Tensor, texts: Texts, alpha: float) -> tuple[Tensor, Tensor]:
         """Label probabilities of cells: ``alpha * P_sim + (1 - alpha) * P_ctm``.

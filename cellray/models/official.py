@@ -50,7 +50,9 @@ def read_official(folder: Path, tokenizer: Path, dictionaries: Path) -> Checkpoi
     try:
         state: dict[str, torch.Tensor] = {}
         for module in _MODULES:
-            state |= {f"{module}.{key}": value for key, value in _bert_state(folder / module / "pytorch_model.bin").items()}
+            state |= {
+                f"{module}.{key}": value for key, value in _bert_state(folder / module / "pytorch_model.bin").items()
+            }
         for head in _HEADS:
             state |= {f"{head}.{key}": value for key, value in _load_bin(folder / f"{head}.bin").items()}
         genes, symbols, n_tokens = _gene_tables(dictionaries)
@@ -79,7 +81,9 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
 
 def _bert_state(path: Path) -> dict[str, torch.Tensor]:
     state = {key.removeprefix("bert."): value for key, value in _load_bin(path).items()}
-    return {key: value for key, value in state.items() if key != "embeddings.position_ids" and not key.startswith(_IGNORED)}
+    return {
+        key: value for key, value in state.items() if key != "embeddings.position_ids" and not key.startswith(_IGNORED)
+    }
 
 
 def _gene_tables(folder: Path) -> tuple[pa.Table, pa.Table, int]:
@@ -123,7 +127,18 @@ class _Scalar:
         self.order = state[1] if state[1] in "<>" else "<"
 
     def unpack(self, raw: bytes) -> int | float:
-        formats = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "f4": "f", "f8": "d"}
+        formats = {
+            "i1": "b",
+            "i2": "h",
+            "i4": "i",
+            "i8": "q",
+            "u1": "B",
+            "u2": "H",
+            "u4": "I",
+            "u8": "Q",
+            "f4": "f",
+            "f8": "d",
+        }
         return struct.unpack(self.order + formats[self.code], raw)[0]
 
 
@@ -146,7 +161,9 @@ class _GeneDictionary(pickle.Unpickler):
 
 def _unpickle(path: Path) -> dict[str, Any]:
     value = _GeneDictionary(io.BytesIO(path.read_bytes())).load()
-    if not isinstance(value, dict) or not all(isinstance(key, str) and isinstance(item, str | int | float) for key, item in value.items()):
+    if not isinstance(value, dict) or not all(
+        isinstance(key, str) and isinstance(item, str | int | float) for key, item in value.items()
+    ):
         msg = f"{path.name} is not a dictionary from names to numbers or names"
         raise ValueError(msg)
     return value

@@ -1,0 +1,216 @@
+"""``cellray VERB``: thin verbs over the library.
+
+Contract: results go to standard output (``--json`` for machines), progress and errors to standard error, one line an error. Exit codes:
+0 done, 1 failed, 2 usage or setting, 3 done but some datasets failed. Nothing heavy is imported before a verb runs.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cellray import __version__
+from cellray.errors import CellRayError, Terminated, one_line
+
+app = typer.Typer(
+    help="Annotate every cell of a single-cell atlas: raw counts in, cell-type labels with scores out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+_Inputs = Annotated[
+    list[str], typer.Argument(help="h5ad, zarr, 10x .h5, 10x mtx folders; paths, globs or s3://", show_default=False)
+]
+_Model = Annotated[str, typer.Option(help="`mini` (bundled), or a model folder: path or s3://")]
+_Layer = Annotated[str | None, typer.Option(help="layer with the raw counts; found by itself otherwise")]
+_GeneKey = Annotated[str | None, typer.Option(help="var column with gene ids or symbols; found by itself otherwise")]
+_MinGenes = Annotated[int, typer.Option(help="a cell with fewer known genes is rejected")]
+_Json = Annotated[bool, typer.Option("--json", help="machine-readable result on standard output")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(*, show_version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if show_version:
+        typer.echo(f"cellray {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def annotate(
+    inputs: _Inputs,
+    *,
+    out: Annotated[str, typer.Option(help="output folder, local or s3://")],
+    model: _Model = "mini",
+    labels: Annotated[
+        str | None, typer.Option(help="one label a line: name, Cell Ontology id, or label<TAB>text")
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(help="weight of similarity against cell-text matching; 1 skips matching")
+    ] = 0.2,
+    refine: Annotated[str, typer.Option(help="grit or none")] = "grit",
+    lam: Annotated[float, typer.Option(help="GRIT's smoothing strength")] = 1.0,
+    k: Annotated[int, typer.Option(help="GRIT's neighbours of a cell")] = 15,
+    n_pcs: Annotated[int, typer.Option(help="GRIT's principal components")] = 50,
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    min_genes: _MinGenes = 20,
+    shard_cells: Annotated[int, typer.Option(help="cells of one unit of work")] = 8192,
+    encoders: Annotated[
+        int | None, typer.Option(help="encoder actors; default one a GPU, else one for four CPUs")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: Ray on this machine")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Label every cell of the inputs."""
+    from cellray.settings import AnnotateSettings
+
+    settings = AnnotateSettings.checked(
+        inputs=tuple(inputs),
+        out=out,
+        model=model,
+        labels=labels,
+        alpha=alpha,
+        refine=refine,
+        lam=lam,
+        k=k,
+        n_pcs=n_pcs,
+        layer=layer,
+        gene_key=gene_key,
+        min_genes=min_genes,
+        shard_cells=shard_cells,
+        encoders=encoders,
+        address=address,
+    )
+    from cellray.pipeline import annotate as run
+    from cellray.pipeline.progress import showing
+
+    with showing() as progress:
+        result = run(settings, progress)
+    summary = result.summary()
+    if as_json:
+        _print_json(summary)
+    else:
+        rate = f", {result.cells_per_s:,.0f} cells/s" if result.cells_per_s else ""
+        typer.echo(
+            f"{summary['n_cells']:,} cells: {summary['n_annotated']:,} annotated, {summary['n_abstained']:,} abstained, "
+            f"{summary['n_rejected']:,} rejected{rate}"
+        )
+        for dataset_id in summary["datasets"]:
+            typer.echo(f"{dataset_id}: {out.rstrip('/')}/{dataset_id}.h5ad")
+        for dataset_id, message in result.failed.items():
+            typer.echo(f"{dataset_id} failed: {message}")
+        typer.echo(f"report: {result.report}")
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def inspect(
+    inputs: _Inputs,
+    *,
+    model: _Model = "mini",
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    min_genes: _MinGenes = 20,
+    as_json: _Json = False,
+) -> None:
+    """Say what would be read from the inputs and why, and which cells are bad, without running a model."""
+    from cellray.errors import DatasetError
+    from cellray.ingest import GeneIndex, count_rejects, find_sources, inspect_dataset
+    from cellray.models import checkpoints
+
+    checkpoint = checkpoints.load(model)
+    genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
+    found: list[dict[str, Any]] = []
+    failed = 0
+    for source in find_sources(inputs):
+        try:
+            plan = inspect_dataset(source, genes, layer=layer, gene_key=gene_key)
+            rejects = count_rejects(plan, min_genes=min_genes, n_slots=genes.n_genes)
+            found.append({**plan.describe(), "rejects": rejects, "n_rejected": sum(rejects.values())})
+        except DatasetError as error:
+            failed += 1
+            found.append({"dataset_id": source.dataset_id, "source": source.uri, "error": one_line(error)})
+    if as_json:
+        _print_json(found)
+    else:
+        for number, facts in enumerate(found):
+            typer.echo(("\n" if number else "") + _lines(facts))
+    raise typer.Exit(0 if not failed else 3 if failed < len(found) else 1)
+
+
+@app.command()
+def evaluate(
+    out: Annotated[str, typer.Argument(help="output folder of `cellray annotate`")],
+    *,
+    truth_key: Annotated[str, typer.Option(help="obs column with the true cell types")] = "cell_type",
+    as_json: _Json = False,
+) -> None:
+    """Compare labels with the truth, before and after refinement, and add the result to the report."""
+    from rich.console import Console
+
+    from cellray.report import evaluate as run
+    from cellray.report import evaluation_table, write_report
+
+    evaluation = run(out, truth_key)
+    report = write_report(out, evaluation=evaluation)
+    if as_json:
+        _print_json(evaluation)
+    else:
+        Console().print(evaluation_table(evaluation))
+        typer.echo(f"report: {report}")
+
+
+@app.command()
+def convert_model(
+    official_dir: Annotated[
+        Path, typer.Argument(help="official LangCell checkpoint folder", exists=True, file_okay=False)
+    ],
+    out_dir: Annotated[Path, typer.Argument(help="model folder to write")],
+    *,
+    tokenizer: Annotated[Path, typer.Option(help="folder of the text tokenizer (PubMedBERT's)")],
+    gene_dictionaries: Annotated[Path, typer.Option(help="folder of Geneformer's three .pkl dictionaries")],
+) -> None:
+    """Convert an official LangCell checkpoint to the folder that --model takes."""
+    from cellray.models import checkpoints
+    from cellray.models.official import read_official
+
+    checkpoint = read_official(official_dir, tokenizer, gene_dictionaries)
+    checkpoints.save(out_dir, checkpoint)
+    digest = checkpoints.load(str(out_dir)).digest
+    typer.echo(f"{out_dir}: {checkpoint.genes.num_rows:,} genes, digest {digest[:12]}")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error."""
+    try:
+        app()
+    except CellRayError as error:
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.exit(error.exit_code)
+    except Terminated as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(Terminated.exit_code)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _lines(facts: dict[str, Any]) -> str:
+    width = max(map(len, facts))
+    return "\n".join(f"{key:<{width}}  {_text(value)}" for key, value in facts.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item:,}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    main()

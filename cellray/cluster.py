@@ -1,0 +1,108 @@
+"""Starting or joining Ray, and leaving it in order: the only place that calls ``ray.init``.
+
+Contract: inside ``ray_session`` Ray is up; at its end a Ray that we started is gone and one that we joined is left alone. SIGTERM
+raises ``Terminated`` in the main thread, so that what is half-done is dropped and the exit is resumable. Nothing is retried.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from cellray.errors import CellRayError, Terminated, one_line
+from cellray.settings import Environment
+
+
+_FEWEST_CPUS = 2  # an encoder and a reader must fit side by side
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster offers: logical CPUs and GPUs of all its nodes."""
+
+    cpus: int
+    gpus: int
+
+
+@contextmanager
+def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[Resources]:
+    """Join the cluster at ``address``, or start a Ray of our own on this machine; a Ray already up in this process is used as it is.
+
+    Parameters
+    ----------
+    address
+        ``"auto"``, ``"host:port"`` or ``"ray://..."``; None starts one here.
+    cpus
+        Logical CPUs of a Ray of our own; default: this machine's.
+    """
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        # Progress and messages are ours; Ray's own go to its session folder.
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        # Its core writes warnings to our standard error at level "error" (constructor arguments of actors, ray#53727).
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        try:
+            with _standard_error_closed():
+                if address is None:
+                    environment = Environment()
+                    ray.init(
+                        address="local",
+                        num_cpus=cpus or max(_FEWEST_CPUS, os.cpu_count() or 1),
+                        object_store_memory=environment.object_store_bytes,
+                        include_dashboard=False,
+                        _temp_dir=environment.ray_temp_dir,
+                        **quiet,
+                    )
+                else:
+                    ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            msg = f"cannot start Ray (address {address or 'local'!r}): {one_line(error)}"
+            raise CellRayError(msg) from error
+    try:
+        with _terminable():
+            offered = ray.cluster_resources()
+            yield Resources(int(offered.get("CPU", 1)), int(offered.get("GPU", 0)))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+@contextmanager
+def _standard_error_closed() -> Iterator[None]:
+    """Keep Ray's compiled core from announcing its log level; what goes wrong comes back as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+        msg = "stopped by SIGTERM; run the same command again to go on"
+        raise Terminated(msg)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,85 @@
+"""A model's genes and the columns of a dataset that stand for them.
+
+Contract: a *slot* is a row of the model's gene table. A name is matched exactly: as an Ensembl id, as an Ensembl id
+behind which a version (``.7``) was cut off, or as a symbol of the model's own symbol table (case matters). Several
+names may fall on one slot. It does not choose between columns of a file (``cellray.ingest.plan`` does) and knows no
+aliases beyond the model's table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from cellray import schema
+from cellray.errors import ModelError
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class GeneMatch:
+    """Names looked up: their kind, ``slots`` int32[len(names)] with -1 for unknown, and how many distinct slots."""
+
+    kind: Literal["ensembl", "symbol"]
+    slots: np.ndarray
+    n_known: int
+
+
+class GeneIndex:
+    """Look-up from gene names to slots.
+
+    Parameters
+    ----------
+    genes
+        Table of ``schema.genes()``; slot i is its row i.
+    symbols
+        Table of ``schema.symbols()``. Of several ids for one symbol the first that the model knows counts.
+
+    Attributes
+    ----------
+    n_genes
+        Number of slots.
+    tokens
+        int32[n_genes], the model's token of each slot.
+    medians
+        float64[n_genes], the median that ranking divides by.
+
+    Raises
+    ------
+    ModelError
+        If an Ensembl id is in the gene table twice.
+    """
+
+    def __init__(self, genes: pa.Table, symbols: pa.Table) -> None:
+        ids = genes[schema.ENSEMBL_ID].to_pylist()
+        self._by_id = {ensembl_id: slot for slot, ensembl_id in enumerate(ids)}
+        if len(self._by_id) != len(ids):
+            twice = next(i for slot, i in enumerate(ids) if self._by_id[i] != slot)
+            msg = f"gene table: Ensembl id {twice!r} is there more than once; each gene needs one row"
+            raise ModelError(msg)
+        self.n_genes = len(ids)
+        self.tokens = genes[schema.TOKEN].to_numpy().astype(np.int32)
+        self.medians = genes[schema.MEDIAN].to_numpy().astype(np.float64)
+        self._by_symbol: dict[str, int] = {}
+        pairs = zip(symbols[schema.SYMBOL].to_pylist(), symbols[schema.ENSEMBL_ID].to_pylist(), strict=True)
+        for symbol, ensembl_id in pairs:
+            if ensembl_id in self._by_id:
+                self._by_symbol.setdefault(symbol, self._by_id[ensembl_id])
+
+    def match(self, names: Sequence[str]) -> GeneMatch:
+        """Look up ``names`` as Ensembl ids and as symbols; the kind that matches more names wins, Ensembl on a tie."""
+        by_id = np.fromiter((self._slot_of_id(name) for name in names), np.int32, len(names))
+        by_symbol = np.fromiter((self._by_symbol.get(name, UNKNOWN) for name in names), np.int32, len(names))
+        symbols_win = np.count_nonzero(by_symbol >= 0) > np.count_nonzero(by_id >= 0)
+        slots = by_symbol if symbols_win else by_id
+        return GeneMatch("symbol" if symbols_win else "ensembl", slots, len(np.unique(slots[slots >= 0])))
+
+    def _slot_of_id(self, name: str) -> int:
+        slot = self._by_id.get(name)
+        if slot is not None:
+            return slot
+        stem, dot, version = name.rpartition(".")
+        return self._by_id.get(stem, UNKNOWN) if dot and version.isdigit() else UNKNOWN

@@ -1,0 +1,120 @@
+"""AnnData in HDF5 or Zarr, present encodings and the older ones still found in public files.
+
+Contract: a ``Reader`` over a tree. ``raw`` may be a group (since AnnData 0.7) or two nodes ``raw.X`` and ``raw.var``
+beside ``X`` (before); a table may be a group of columns or one compound array; a categorical may keep its categories
+in ``__categories``. It does not use the ``anndata`` package, which reads whole tables.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import sparse
+
+from cellray.ingest import matrix as matrices
+from cellray.ingest import tree
+from cellray.ingest.matrix import Entries, Matrix
+from cellray.ingest.reader import INDEX, LAYERS, RAW, Reader, X
+
+_LEGACY_CATEGORIES = "__categories"
+
+
+class AnnDataReader(Reader):
+    """Reader of one AnnData tree."""
+
+    def __init__(self, root: tree.Group) -> None:
+        self._root = root
+        self._obs = _Table(tree.need(root, "obs"))
+        self.n_cells = self._obs.length()
+        self._raw = "raw/" if tree.find(root, "raw/X") is not None else "raw."
+
+    def layers(self) -> list[str]:
+        """Names of the matrices in the file."""
+        layers = tree.find(self._root, "layers")
+        named = [] if layers is None else [f"{LAYERS}{name}" for name in sorted(layers)]
+        return [name for name in (X, RAW, *named) if tree.find(self._root, self._path(name)) is not None]
+
+    def matrix(self, layer: str) -> Matrix:
+        """Check the matrix of a layer and describe it."""
+        matrix = matrices.describe(self._root, self._path(layer))
+        var = self._var(layer)
+        if (matrix.n_cells, matrix.n_columns) != (self.n_cells, var.length()):
+            size = f"{matrix.n_cells} x {matrix.n_columns}"
+            msg = f"{layer} is {size}, but there are {self.n_cells} cells and {var.length()} genes"
+            raise ValueError(msg)
+        return matrix
+
+    def gene_keys(self, layer: str) -> list[str]:
+        """``index`` and the text columns of ``var`` (``raw.var`` for ``raw.X``)."""
+        return [INDEX, *self._var(layer).text_columns()]
+
+    def gene_names(self, layer: str, key: str) -> list[str]:
+        """One column of the layer's gene table."""
+        var = self._var(layer)
+        return var.read(var.index if key == INDEX else key, 0, var.length())
+
+    def cell_names(self, start: int, stop: int) -> list[str]:
+        """Names of cells ``start`` to ``stop``."""
+        return self._obs.read(self._obs.index, start, stop)
+
+    def sample(self, matrix: Matrix) -> np.ndarray:
+        """Return some non-zero values."""
+        return matrices.sample(self._root, matrix)
+
+    def rows(self, matrix: Matrix, start: int, stop: int) -> sparse.csr_matrix:
+        """Cells ``start`` to ``stop``."""
+        return matrices.rows(self._root, matrix, start, stop)
+
+    def entries(self, matrix: Matrix) -> Iterator[Entries]:
+        """All stored values."""
+        return matrices.entries(self._root, matrix)
+
+    def _path(self, layer: str) -> str:
+        return f"{self._raw}X" if layer == RAW else layer
+
+    def _var(self, layer: str) -> "_Table":
+        return _Table(tree.need(self._root, f"{self._raw}var" if layer == RAW else "var"))
+
+
+class _Table:
+    """``obs`` or ``var``: an index and columns, read by name and range."""
+
+    def __init__(self, node: tree.Group | tree.Array) -> None:
+        self._node = node
+        if tree.is_group(node):
+            self.index = str(tree.attribute(node, "_index", "index" if "index" in node else "_index"))
+        elif node.dtype.names:
+            self.index = "index" if "index" in node.dtype.names else node.dtype.names[0]
+        else:
+            msg = f"{node.name} is no table"
+            raise ValueError(msg)
+
+    def length(self) -> int:
+        """Return the number of rows."""
+        return tree.length(tree.need(self._node, self.index) if tree.is_group(self._node) else self._node)
+
+    def text_columns(self) -> list[str]:
+        """Names of the columns that hold text, in the file's order."""
+        if not tree.is_group(self._node):
+            names = self._node.dtype.names
+            return [name for name in names if name != self.index and self._node.dtype[name].kind in "OSU"]
+        order = tree.attribute(self._node, "column-order")
+        names = [str(name) for name in (sorted(self._node) if order is None else order)]
+        columns = {name: tree.find(self._node, name) for name in names if name not in (self.index, _LEGACY_CATEGORIES)}
+        return [
+            name
+            for name, node in columns.items()
+            if node is not None and (self._categories(name) is not None or tree.is_text(node))
+        ]
+
+    def read(self, name: str, start: int, stop: int) -> list[str]:
+        """Return rows ``start`` to ``stop`` of a column as text."""
+        if not tree.is_group(self._node):
+            return tree.decode(self._node[start:stop][name])
+        node, categories = tree.need(self._node, name), self._categories(name)
+        if categories is None:
+            return tree.strings(node, start, stop)
+        return tree.take(categories, node[start:stop])
+
+    def _categories(self, name: str) -> list[str] | None:
+        node = tree.find(self._node, f"{_LEGACY_CATEGORIES}/{name}")
+        return None if node is None else tree.strings(node)

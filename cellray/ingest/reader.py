@@ -1,0 +1,79 @@
+"""What every format offers to the rest of ``ingest``, and the one place that knows which module reads which format.
+
+Contract: a ``Reader`` is one open dataset. Layers are named ``X``, ``raw.X`` and ``layers/<name>``; rows are cells,
+columns are the genes of that layer, in file order. Nothing is held in memory beyond the block asked for and one list
+of gene names. Readers do not judge values and do not choose: that is ``cellray.ingest.plan``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+import numpy as np
+from scipy import sparse
+
+from cellray.ingest import tree
+from cellray.ingest.matrix import Entries, Matrix
+from cellray.ingest.sources import DatasetSource
+
+X: Final = "X"
+RAW: Final = "raw.X"
+LAYERS: Final = "layers/"
+COUNTS: Final = "layers/counts"
+INDEX: Final = "index"
+
+
+class Reader(ABC):
+    """One open dataset of ``n_cells`` cells."""
+
+    n_cells: int
+
+    @abstractmethod
+    def layers(self) -> list[str]:
+        """Names of the matrices in the file."""
+
+    @abstractmethod
+    def matrix(self, layer: str) -> Matrix:
+        """Check the matrix of a layer and describe it."""
+
+    @abstractmethod
+    def gene_keys(self, layer: str) -> list[str]:
+        """``index`` and the text columns of the layer's gene table."""
+
+    @abstractmethod
+    def gene_names(self, layer: str, key: str) -> list[str]:
+        """One column of the layer's gene table, a name per matrix column."""
+
+    @abstractmethod
+    def cell_names(self, start: int, stop: int) -> list[str]:
+        """Names of cells ``start`` to ``stop`` as they are in the file: perhaps empty, perhaps not unique."""
+
+    @abstractmethod
+    def sample(self, matrix: Matrix) -> np.ndarray:
+        """Return some non-zero values float32 from all over the matrix, at most about 50,000."""
+
+    def rows(self, matrix: Matrix, start: int, stop: int) -> sparse.csr_matrix:
+        """Cells ``start`` to ``stop`` of a matrix whose layout can be read by row, float32."""
+        raise NotImplementedError
+
+    def entries(self, matrix: Matrix) -> Iterator[Entries]:
+        """All stored values of a matrix whose layout cannot be read by row, in blocks."""
+        raise NotImplementedError
+
+
+@contextmanager
+def open_dataset(source: DatasetSource) -> Iterator[Reader]:
+    """Open a dataset; whatever is wrong with the file, then or while reading, is a ``ReadError`` naming it."""
+    from cellray.ingest.h5ad import AnnDataReader
+    from cellray.ingest.tenx import MtxReader, TenxReader
+
+    with tree.reading(source.uri), ExitStack() as stack:
+        if source.kind == "h5ad":
+            yield AnnDataReader(stack.enter_context(tree.open_hdf5(source.uri)))
+        elif source.kind == "zarr":
+            yield AnnDataReader(stack.enter_context(tree.open_zarr(source.uri)))
+        elif source.kind == "10x_h5":
+            yield TenxReader(stack.enter_context(tree.open_hdf5(source.uri)))
+        else:
+            yield MtxReader(source.uri)

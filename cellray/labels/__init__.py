@@ -1,0 +1,1 @@
+"""Candidate labels: the Cell Ontology, the texts that the encoder reads, and metrics that know both."""

@@ -1,0 +1,180 @@
+"""The driver of a run on Ray: stages what must be staged, streams all shards, finishes each dataset as soon as its last shard is written.
+
+Contract: yields one outcome a dataset, a manifest or the error that stopped it. It keeps counters, never cells.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import ray
+
+from cellray import schema, storage
+from cellray.cluster import Resources
+from cellray.errors import CellRayError, DatasetError, EncodeError, ReadError, RefineError, WriteError
+from cellray.ingest import DatasetPlan, needs_staging, stage
+from cellray.manifest import Manifest, ShardRecord
+from cellray.pipeline.finish import Finishing, finish
+from cellray.pipeline.order import WorkOrder
+from cellray.pipeline.progress import Progress
+from cellray.pipeline.stream import Pool, Receipt, Unit, stream
+from cellray.write import part_name
+
+Outcome = tuple[str, Manifest | CellRayError]
+
+_STAGE_ERRORS: dict[str, type[DatasetError]] = {
+    error_class.__name__: error_class for error_class in (ReadError, EncodeError, WriteError)
+}
+
+
+class Drive:
+    """One pass over the datasets that are not finished.
+
+    Parameters
+    ----------
+    order
+        What to do to each.
+    resources
+        What the cluster offers.
+    progress
+        Where cells are counted.
+    """
+
+    def __init__(self, order: WorkOrder, resources: Resources, progress: Progress) -> None:
+        self.order, self.progress = order, progress
+        self.pool = Pool.of(resources, order.encoders)
+        self.cells_per_s: float | None = None
+        self._finishing: dict[ray.ObjectRef, str] = {}
+        self._failed: set[int] = set()
+
+    def run(self, plans: list[DatasetPlan]) -> Iterator[Outcome]:
+        """Yield the outcome of every dataset, in the order in which they end."""
+        ready, failed = self._stage(plans)
+        yield from failed
+        shards = [list(self._shards(plan)) for plan in ready]
+        waiting = [self._missing(plan, records) for plan, records in zip(ready, shards, strict=True)]
+        units = [
+            Unit(number, record.start, record.stop, self._part_uri(plan, record.name))
+            for number, plan in enumerate(ready)
+            for record in shards[number]
+            if record.name in waiting[number]
+        ]
+        n_cells = sum(plan.n_cells for plan in ready)
+        n_todo = sum(unit.stop - unit.start for unit in units)
+        self.progress.start(n_cells, n_cells - n_todo)
+        seconds: list[Counter[str]] = [Counter() for _ in ready]
+        for number, plan in enumerate(ready):
+            if not waiting[number]:
+                yield from self._finish(plan, shards[number], seconds[number])
+        started = time.monotonic()
+        for receipt in stream(units, ready, self.order.scoring, self.pool):
+            number, plan = receipt.dataset, ready[receipt.dataset]
+            if receipt.error_code and number not in self._failed:
+                self._failed.add(number)
+                yield plan.source.dataset_id, _error(receipt)
+            self.progress.advance(receipt.stop - receipt.start)
+            self.cells_per_s = n_todo / (time.monotonic() - started)
+            name = receipt.uri.rsplit("/", 1)[-1]
+            seconds[number].update(read=receipt.read_s, encode=receipt.encode_s, write=receipt.write_s)
+            _note(shards[number], name, receipt.sha256)
+            waiting[number].discard(name)
+            if not waiting[number] and number not in self._failed:
+                yield from self._finish(plan, shards[number], seconds[number])
+            yield from self._collect(timeout_s=0)
+        while self._finishing:
+            yield from self._collect(timeout_s=1)
+
+    def _stage(self, plans: list[DatasetPlan]) -> tuple[list[DatasetPlan], list[Outcome]]:
+        """Rewrite what cannot be read by row, all such datasets at once; the result keeps the order of ``plans``."""
+        tasks = {}
+        for plan in plans:
+            if needs_staging(plan):
+                self.progress.say(f"{plan.source.dataset_id}: {plan.layout} is not stored by cell; rewriting it once")
+                folder = storage.join(self._folder(plan), schema.STAGED_DIR)
+                tasks[plan.source.dataset_id] = _staging.remote(plan, folder, self.order.shard_cells)
+        ready: list[DatasetPlan] = []
+        failed: list[Outcome] = []
+        for plan in plans:
+            dataset_id = plan.source.dataset_id
+            outcome = ray.get(tasks[dataset_id]) if dataset_id in tasks else plan
+            if isinstance(outcome, DatasetPlan):
+                ready.append(outcome)
+            else:
+                failed.append((dataset_id, outcome))
+        return ready, failed
+
+    def _shards(self, plan: DatasetPlan) -> Iterator[ShardRecord]:
+        for start in range(0, plan.n_cells, self.order.shard_cells):
+            stop = min(start + self.order.shard_cells, plan.n_cells)
+            name = part_name(plan.content_hash, start, stop, self.order.scoring_key)
+            yield ShardRecord(name=name, start=start, stop=stop, sha256="")
+
+    def _missing(self, plan: DatasetPlan, records: list[ShardRecord]) -> set[str]:
+        there = set(storage.list_files(storage.join(self._folder(plan), schema.SCORES_DIR)))
+        return {record.name for record in records} - there
+
+    def _finish(self, plan: DatasetPlan, shards: list[ShardRecord], seconds: Counter[str]) -> Iterator[Outcome]:
+        """Start the dataset's last task; yields only when it can not even be started."""
+        order = self.order
+        job = Finishing(
+            out=order.out,
+            plan=plan,
+            shards=tuple(shards),
+            labels=order.scoring.labels,
+            label_ids=order.label_ids,
+            scoring_key=order.scoring_key,
+            refining_key=order.refining_key,
+            refine=order.refine,
+            seconds=dict(seconds),
+            versions=order.versions,
+            record=order.record,
+        )
+        memory = job.memory_bytes()
+        largest = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+        if memory > largest:
+            msg = (
+                f"dataset {plan.source.dataset_id!r}: refining {plan.n_cells:,} cells takes about {memory / 1e9:.1f} GB and the "
+                f"largest node offers {largest / 1e9:.1f} GB; add a larger node or pass --refine none"
+            )
+            yield plan.source.dataset_id, RefineError(msg)
+            return
+        task = _finishing.options(memory=memory, name=f"finish {plan.source.dataset_id}").remote(job)
+        self._finishing[task] = plan.source.dataset_id
+
+    def _collect(self, timeout_s: float) -> Iterator[Outcome]:
+        if self._finishing:
+            done, _ = ray.wait(list(self._finishing), num_returns=1, timeout=timeout_s)
+            for task in done:
+                yield self._finishing.pop(task), ray.get(task)
+
+    def _folder(self, plan: DatasetPlan) -> str:
+        return storage.join(self.order.out, schema.DATASETS_DIR, plan.source.dataset_id)
+
+    def _part_uri(self, plan: DatasetPlan, name: str) -> str:
+        return storage.join(self._folder(plan), schema.SCORES_DIR, name)
+
+
+@ray.remote(num_cpus=1)
+def _staging(plan: DatasetPlan, folder: str, shard_cells: int) -> DatasetPlan | CellRayError:
+    try:
+        return stage(plan, folder, shard_cells)
+    except CellRayError as error:
+        return error
+
+
+@ray.remote(num_cpus=1)
+def _finishing(job: Finishing) -> Manifest | CellRayError:
+    try:
+        return finish(job)
+    except CellRayError as error:
+        return error
+
+
+def _error(receipt: Receipt) -> CellRayError:
+    return _STAGE_ERRORS.get(receipt.error_code, DatasetError)(receipt.error)
+
+
+def _note(records: list[ShardRecord], name: str, sha256: str) -> None:
+    for record in records:
+        if record.name == name:
+            record.sha256 = sha256

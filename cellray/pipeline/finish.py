@@ -1,0 +1,215 @@
+"""One dataset from its written scores to its published output: refine, label, copy, manifest.
+
+Contract: the result is a pure function of the part files, the dataset and the refinement settings, so doing it again after a crash gives the
+same annotations. Files appear in the order annotations, view, annotated copy, manifest, ``_SUCCESS``. Memory is that of refinement, and
+without refinement that of one part.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from scipy import sparse
+
+from cellray import manifest as manifests
+from cellray import schema, storage
+from cellray.errors import RefineError, WriteError, boundary
+from cellray.ingest import DatasetPlan, read_rows
+from cellray.ingest.reader import open_dataset
+from cellray.manifest import Manifest, ShardRecord
+from cellray.schema import Status
+
+_VIEW_CELLS = 5000
+_PLAIN_BYTES = 1 << 30  # libraries and one part
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """What finishing one dataset needs. ``seconds`` so far by stage; ``record`` goes into ``uns``."""
+
+    out: str
+    plan: DatasetPlan
+    shards: tuple[ShardRecord, ...]
+    labels: tuple[str, ...]
+    label_ids: tuple[str, ...]
+    scoring_key: str
+    refining_key: str
+    refine: dict[str, Any] | None
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    record: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """The dataset's folder."""
+        return storage.join(self.out, schema.DATASETS_DIR, self.plan.source.dataset_id)
+
+    @property
+    def part_uris(self) -> list[str]:
+        """The part files in row order."""
+        return [storage.join(self.folder, schema.SCORES_DIR, shard.name) for shard in self.shards]
+
+    def memory_bytes(self) -> int:
+        """Upper estimate of what ``finish`` needs, for the scheduler."""
+        if self.refine is None:
+            return _PLAIN_BYTES
+        from cellray.refine.grit import memory_bytes
+
+        return memory_bytes(self.plan.n_cells, len(self.labels), self.refine["k"], self.plan.matrix.nnz)
+
+
+def finish(job: Finishing) -> Manifest:
+    """Publish one dataset; returns its manifest."""
+    from cellray.write import label_table, read_part, write_annotations
+
+    seconds = dict(job.seconds)
+    started = time.perf_counter()
+    scored = _scored_rows(job)
+    refined = points = diagnostics = None
+    if job.refine is not None and len(scored):
+        refined, points, diagnostics = _refine(job, scored)
+    seconds["refine"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    annotations = storage.join(job.folder, schema.ANNOTATIONS_FILE)
+    columns = [name for name in schema.scores().names if name != schema.EMBEDDING]
+
+    def tables() -> Iterator[Any]:
+        at = 0
+        for uri in job.part_uris:
+            part = read_part(uri, columns)
+            n = part[schema.REJECT_CODE].null_count
+            yield label_table(part, job.labels, job.label_ids, None if refined is None else refined[at : at + n])
+            at += n
+
+    counts = write_annotations(annotations, tables())
+    seconds["annotate"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    _write_view(job, scored, points)
+    seconds["view"] = time.perf_counter() - started
+    started = time.perf_counter()
+    _write_copy(job, annotations)
+    seconds["copy"] = time.perf_counter() - started
+    _sweep(job)
+    done = Manifest(
+        dataset_id=job.plan.source.dataset_id,
+        source=job.plan.source.uri,
+        content_hash=job.plan.content_hash,
+        scoring_key=job.scoring_key,
+        refining_key=job.refining_key,
+        labels=list(job.labels),
+        label_ids=list(job.label_ids),
+        n_cells=job.plan.n_cells,
+        n_annotated=counts.statuses[Status.ANNOTATED],
+        n_abstained=counts.statuses[Status.ABSTAINED],
+        n_rejected=counts.statuses[Status.REJECTED],
+        rejects=counts.rejects,
+        shards=[_hashed(job, shard) for shard in job.shards],
+        plan=job.plan.describe(),
+        refinement=diagnostics,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        warnings=list(job.plan.warnings),
+        versions=job.versions,
+    )
+    manifests.publish(job.folder, done)
+    return done
+
+
+def _hashed(job: Finishing, shard: ShardRecord) -> ShardRecord:
+    """Add the hash of a part that an earlier run wrote."""
+    if shard.sha256:
+        return shard
+    with storage.open_read(storage.join(job.folder, schema.SCORES_DIR, shard.name)) as file:
+        return shard.model_copy(update={"sha256": hashlib.file_digest(file, "sha256").hexdigest()})
+
+
+def _scored_rows(job: Finishing) -> np.ndarray:
+    """Rows of the dataset that have scores, ascending int64."""
+    from cellray.write import read_part
+
+    found = [np.empty(0, np.int64)]
+    for uri in job.part_uris:
+        part = read_part(uri, [schema.ROW, schema.REJECT_CODE])
+        found.append(part.filter(pc.is_null(part[schema.REJECT_CODE]))[schema.ROW].to_numpy())
+    return np.concatenate(found)
+
+
+def _refine(job: Finishing, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    from cellray.refine.grit import refine
+    from cellray.write import read_part
+
+    p0 = np.empty((len(scored), len(job.labels)), np.float32)
+    blocks, at = [], 0
+    for uri, shard in zip(job.part_uris, job.shards, strict=True):
+        part = read_part(uri, [schema.REJECT_CODE, schema.PROBABILITIES])
+        kept = np.flatnonzero(part[schema.REJECT_CODE].is_null().to_numpy())
+        p0[at : at + len(kept)] = pc.list_flatten(part[schema.PROBABILITIES]).to_numpy().reshape(len(kept), -1)
+        at += len(kept)
+        blocks.append(read_rows(job.plan, shard.start, shard.stop).counts[kept])
+    counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+    blocks.clear()
+    with boundary(RefineError, f"dataset {job.plan.source.dataset_id!r}"):
+        result = refine(p0, counts, **(job.refine or {}))
+    return result.p, result.points, result.diagnostics
+
+
+def _write_view(job: Finishing, scored: np.ndarray, points: np.ndarray | None) -> None:
+    """Lay out a sample of the cells in two dimensions, from the principal components or, without refinement, the embedding."""
+    import pyarrow.parquet as pq
+
+    from cellray.report import two_dimensional
+
+    chosen = np.sort(np.random.default_rng(0).choice(len(scored), min(len(scored), _VIEW_CELLS), replace=False))
+    sample = _embeddings(job, scored[chosen]) if points is None else points[chosen]
+    table = two_dimensional(sample, scored[chosen], max_cells=_VIEW_CELLS)
+    with storage.writing(storage.join(job.folder, schema.VIEW_FILE)) as path:
+        pq.write_table(table, path, compression="zstd")
+
+
+def _embeddings(job: Finishing, rows: np.ndarray) -> np.ndarray:
+    """Embeddings of ascending ``rows``, (m, 256) float32, read part by part."""
+    from cellray.write import read_part
+
+    found = np.empty((len(rows), schema.EMBEDDING_DIM), np.float32)
+    for uri, shard in zip(job.part_uris, job.shards, strict=True):
+        first, last = np.searchsorted(rows, [shard.start, shard.stop])
+        if first < last:
+            part = read_part(uri, [schema.EMBEDDING]).take(rows[first:last] - shard.start)
+            found[first:last] = pc.list_flatten(part[schema.EMBEDDING]).to_numpy().reshape(last - first, -1)
+    return found
+
+
+def _write_copy(job: Finishing, annotations: str) -> None:
+    from cellray.write import Results, annotate_h5ad, annotate_zarr, build_h5ad
+
+    source = job.plan.source
+    target = storage.join(job.out, f"{source.dataset_id}.h5ad")
+    results = Results(annotations, job.part_uris, {**job.record, "plan": job.plan.describe()})
+    if source.kind == "h5ad":
+        annotate_h5ad(source.uri, target, results)
+    elif source.kind == "zarr":
+        annotate_zarr(source.uri, target, results)
+    else:
+        import pandas as pd
+
+        with boundary(WriteError, f"annotated copy {target}"), open_dataset(source) as reader:
+            names = {key: reader.gene_names(job.plan.layer, key) for key in reader.gene_keys(job.plan.layer)}
+            var = pd.DataFrame(names).set_index(next(iter(names)))
+            cells = [name for shard in job.shards for name in read_rows(job.plan, shard.start, shard.stop).cell_ids]
+        blocks = (read_rows(job.plan, shard.start, shard.stop).counts for shard in job.shards)
+        build_h5ad(pd.DataFrame(index=pd.Index(cells)), var, blocks, target, results)
+
+
+def _sweep(job: Finishing) -> None:
+    """Remove part files of other settings and the row-readable copy of the input."""
+    kept = {shard.name for shard in job.shards}
+    scores = storage.join(job.folder, schema.SCORES_DIR)
+    for name in storage.list_files(scores):
+        if name not in kept:
+            storage.remove(storage.join(scores, name))
+    storage.remove(storage.join(job.folder, schema.STAGED_DIR))

@@ -1,0 +1,37 @@
+"""What the stages of a run are told: plain data that travels to the workers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What scores a cell: the model's folder, gene tokens and medians by slot, and the labels with their texts."""
+
+    model: str
+    tokens: np.ndarray
+    medians: np.ndarray
+    max_genes: int
+    labels: tuple[str, ...]
+    texts: tuple[str, ...]
+    alpha: float
+    batch_tokens: int
+    min_genes: int
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """What a run does to every dataset. ``refine`` holds GRIT's arguments or is None; ``record`` goes into ``uns``."""
+
+    out: str
+    shard_cells: int
+    encoders: int | None
+    scoring: Scoring
+    label_ids: tuple[str, ...]
+    scoring_key: str
+    refining_key: str
+    refine: dict[str, Any] | None
+    versions: dict[str, str]
+    record: dict[str, Any]

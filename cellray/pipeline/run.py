@@ -1,0 +1,273 @@
+"""One ``annotate`` run: check, inspect, stream, finish, report.
+
+Contract: settings, model, labels and inputs are checked before Ray starts or anything is written. What an earlier run left in the output
+folder is used as far as its names say that it is the same work, and redone otherwise. Datasets fail alone.
+It is not concerned with how a stage does its work.
+"""
+
+import platform
+import secrets
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from cellray import __version__, schema, storage
+from cellray import manifest as manifests
+from cellray.cluster import ray_session
+from cellray.errors import CellRayError, DatasetError, SettingError, one_line
+from cellray.ingest import DatasetPlan, DatasetSource, GeneIndex, find_sources, inspect_dataset
+from cellray.labels.candidates import Label, read_labels
+from cellray.lock import RunLock
+from cellray.manifest import Manifest
+from cellray.models import checkpoints
+from cellray.models.checkpoints import Checkpoint
+from cellray.pipeline.order import Scoring, WorkOrder
+from cellray.pipeline.progress import Progress, Silent
+from cellray.settings import AnnotateSettings
+
+_VERSIONED = ("anndata", "numpy", "pyarrow", "ray", "scanpy", "scipy", "torch")
+_INSPECTORS = 8
+
+
+@dataclass
+class RunResult:
+    """What a run did. ``failed`` maps dataset ids to messages; ``cells_per_s`` counts cells scored by this run."""
+
+    out: str
+    run_id: str
+    report: str = ""
+    finished: dict[str, Manifest] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    cells_per_s: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every dataset is finished, 3 when some failed, 1 when all did."""
+        if not self.failed:
+            return 0
+        return 3 if self.finished else 1
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        done = self.finished.values()
+        return {
+            "out": self.out,
+            "run_id": self.run_id,
+            "report": self.report,
+            "datasets": sorted(self.finished),
+            "failed": self.failed,
+            "n_cells": sum(one.n_cells for one in done),
+            "n_annotated": sum(one.n_annotated for one in done),
+            "n_abstained": sum(one.n_abstained for one in done),
+            "n_rejected": sum(one.n_rejected for one in done),
+            "cells_per_s": self.cells_per_s,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def annotate(settings: AnnotateSettings, progress: Progress | None = None) -> RunResult:
+    """Annotate every dataset that ``settings`` name and write the output folder.
+
+    Raises
+    ------
+    SettingError
+        Before any work, when a setting, the model, the label set, an input or the output folder is wrong, or another run holds the
+        output folder.
+    CellRayError
+        When no dataset can be read at all.
+    """
+    started = time.monotonic()
+    progress = progress or Silent()
+    checkpoint = checkpoints.load(settings.model)
+    labels = label_set(settings, checkpoint)
+    genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
+    sources = find_sources(settings.inputs)
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    plans, errors = _inspect(sources, genes, settings, progress)
+    if not plans:
+        raise _all_failed(errors)
+    with RunLock(settings.out, run_id):
+        run = _Run(settings, run_id, checkpoint, labels, progress)
+        run.record([source.dataset_id for source in sources])
+        for dataset_id, error in errors.items():
+            run.fail(dataset_id, error)
+        run.work(plans)
+        result = run.result
+        result.seconds = time.monotonic() - started
+        run.record([source.dataset_id for source in sources])
+        from cellray.report import write_report
+
+        result.report = write_report(settings.out)
+    return result
+
+
+def label_set(settings: AnnotateSettings, checkpoint: Checkpoint) -> list[Label]:
+    """Return the candidate labels: the user's file, else the model's own."""
+    known = [Label(**entry) for entry in checkpoint.labels]
+    if settings.labels is None:
+        if not known:
+            msg = f"model {settings.model!r} has no label set of its own; pass --labels with one label a line"
+            raise SettingError(msg)
+        return known
+    try:
+        text = storage.read_bytes(settings.labels).decode()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        msg = f"label file {settings.labels!r}: {one_line(error)}"
+        raise SettingError(msg) from error
+    return read_labels(text, settings.labels, known)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {"cellray": __version__, "python": platform.python_version(), **{name: version(name) for name in _VERSIONED}}
+
+
+def _inspect(
+    sources: Sequence[DatasetSource], genes: GeneIndex, settings: AnnotateSettings, progress: Progress
+) -> tuple[list[DatasetPlan], dict[str, CellRayError]]:
+    def one(source: DatasetSource) -> DatasetPlan | CellRayError:
+        try:
+            return inspect_dataset(source, genes, layer=settings.layer, gene_key=settings.gene_key)
+        except DatasetError as error:
+            return error
+
+    plans: list[DatasetPlan] = []
+    errors: dict[str, CellRayError] = {}
+    with ThreadPoolExecutor(_INSPECTORS) as pool:
+        for source, found in zip(sources, pool.map(one, sources), strict=True):
+            if isinstance(found, CellRayError):
+                errors[source.dataset_id] = found
+            else:
+                plans.append(found)
+                key = "" if found.gene_key == "index" else f" in var[{found.gene_key!r}]"
+                progress.say(
+                    f"{source.dataset_id}: {found.n_cells:,} cells; {found.layer_reason}; {found.gene_kind} ids{key}, "
+                    f"{found.n_genes_known:,} genes known"
+                )
+                for warning in found.warnings:
+                    progress.say(f"warning: {warning}")
+    return plans, errors
+
+
+def _all_failed(errors: dict[str, CellRayError]) -> CellRayError:
+    first = next(iter(errors.values()))
+    if len(errors) == 1:
+        return first
+    error = CellRayError(f"none of {len(errors)} datasets can be read; the first says: {one_line(first)}")
+    error.exit_code = 2 if all(one.exit_code == 2 for one in errors.values()) else 1
+    return error
+
+
+class _Run:
+    """The state of one run in its output folder."""
+
+    def __init__(
+        self, settings: AnnotateSettings, run_id: str, checkpoint: Checkpoint, labels: list[Label], progress: Progress
+    ) -> None:
+        self.settings, self.checkpoint, self.labels, self.progress = settings, checkpoint, labels, progress
+        self.result = RunResult(settings.out, run_id)
+        self.scoring_key = settings.scoring_key(checkpoint.digest, [(label.name, label.text) for label in labels])
+        self.refining_key = settings.refining_key(self.scoring_key)
+        self.versions = versions()
+
+    def record(self, dataset_ids: list[str]) -> None:
+        """Write ``run.json``."""
+        storage.put_json(
+            storage.join(self.settings.out, schema.RUN_FILE),
+            {
+                "schema_version": schema.SCHEMA_VERSION,
+                "run_id": self.result.run_id,
+                "settings": self.settings.model_dump(mode="json"),
+                "versions": self.versions,
+                "model": {"name": self.checkpoint.name, "digest": self.checkpoint.digest},
+                "labels": [asdict(label) for label in self.labels],
+                "scoring_key": self.scoring_key,
+                "refining_key": self.refining_key,
+                "datasets": dataset_ids,
+                "seconds": {"total": round(self.result.seconds, 3)},
+                "cells_per_s": self.result.cells_per_s,
+            },
+        )
+
+    def folder(self, dataset_id: str) -> str:
+        """Return the dataset's folder."""
+        return storage.join(self.settings.out, schema.DATASETS_DIR, dataset_id)
+
+    def fail(self, dataset_id: str, error: CellRayError) -> None:
+        """Record that a dataset failed; nothing of it counts as published any more."""
+        message = one_line(error)
+        self.result.failed[dataset_id] = message
+        storage.remove(storage.join(self.folder(dataset_id), schema.SUCCESS_FILE))
+        failure = {"code": type(error).__name__, "message": message}
+        storage.put_json(storage.join(self.folder(dataset_id), schema.ERROR_FILE), failure)
+        self.progress.say(f"failed: {message}")
+
+    def work(self, plans: list[DatasetPlan]) -> None:
+        """Score and finish what is not finished yet."""
+        todo = []
+        for plan in plans:
+            folder = self.folder(plan.source.dataset_id)
+            if manifests.is_complete(folder, plan.content_hash, self.refining_key):
+                self.result.finished[plan.source.dataset_id] = manifests.read(folder)
+                self.progress.say(f"{plan.source.dataset_id}: already finished")
+            else:
+                # From here on the folder's old manifest and files may no longer belong together.
+                storage.remove(storage.join(folder, schema.SUCCESS_FILE))
+                todo.append(plan)
+        if not todo:
+            return
+        from cellray.pipeline.drive import Drive
+
+        with ray_session(self.settings.address) as resources:
+            drive = Drive(self._work_order(), resources, self.progress)
+            for dataset_id, outcome in drive.run(todo):
+                if isinstance(outcome, Manifest):
+                    self.result.finished[dataset_id] = outcome
+                    self.progress.say(
+                        f"{dataset_id}: {outcome.n_annotated:,} annotated, {outcome.n_rejected:,} rejected"
+                    )
+                else:
+                    self.fail(dataset_id, outcome)
+            self.result.cells_per_s = drive.cells_per_s
+
+    def _work_order(self) -> WorkOrder:
+        settings, checkpoint = self.settings, self.checkpoint
+        refine = settings.model_dump(include={"lam", "k", "n_pcs"}) if settings.refine == "grit" else None
+        return WorkOrder(
+            out=settings.out,
+            shard_cells=settings.shard_cells,
+            encoders=settings.encoders,
+            scoring=Scoring(
+                model=settings.model,
+                tokens=checkpoint.genes[schema.TOKEN].to_numpy(),
+                medians=checkpoint.genes[schema.MEDIAN].to_numpy(),
+                max_genes=checkpoint.config.max_tokens - 1,
+                labels=tuple(label.name for label in self.labels),
+                texts=tuple(label.text for label in self.labels),
+                alpha=settings.alpha,
+                batch_tokens=settings.batch_tokens,
+                min_genes=settings.min_genes,
+            ),
+            label_ids=tuple(label.term_id for label in self.labels),
+            scoring_key=self.scoring_key,
+            refining_key=self.refining_key,
+            refine=refine,
+            versions=self.versions,
+            record={
+                "schema_version": schema.SCHEMA_VERSION,
+                "run_id": self.result.run_id,
+                "model": checkpoint.name,
+                "model_digest": checkpoint.digest,
+                "labels": [label.name for label in self.labels],
+                "settings": settings.model_dump(
+                    mode="json", include={"alpha", "refine", "lam", "k", "n_pcs", "min_genes"}
+                ),
+                "refining_key": self.refining_key,
+                "versions": self.versions,
+            },
+        )

@@ -1,0 +1,226 @@
+"""Shards to part files as one Ray Data plan: read and tokenise (tasks) -> encode (actors) -> write (tasks).
+
+Contract: one row of the plan is one shard, hence one block and one output file, from descriptor to receipt. A shard's cells travel as one
+binary value, so that Ray Data can neither split nor merge them. A dataset that cannot be read or encoded comes out as a receipt
+with an error; it never stops the plan. Nothing is collected in the driver but receipts.
+
+Verified against Ray 2.60: ``from_items`` with as many blocks as items keeps one row a block through ``map_batches(batch_size=1)``; an
+actor pool needs ``size`` and not a range (autoscaling pools stay at one actor); killed actors are restarted and their shard redone.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from cellray import schema
+from cellray.cluster import Resources
+from cellray.errors import CellRayError, EncodeError, ReadError, SettingError, WriteError, boundary, one_line
+from cellray.ingest import DatasetPlan, read_shard
+from cellray.pipeline.order import Scoring
+from cellray.tokenize import rank_tokens
+
+_READ_CPUS = 0.5
+_WRITE_CPUS = 0.25
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One shard to do: cells ``start`` to ``stop`` of plan number ``dataset``, to be written at ``uri``."""
+
+    dataset: int
+    start: int
+    stop: int
+    uri: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a shard: its file's hash and seconds by stage, or the class and message of an error."""
+
+    dataset: int
+    start: int
+    stop: int
+    uri: str
+    sha256: str
+    error_code: str
+    error: str
+    read_s: float
+    encode_s: float
+    write_s: float
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The encoder actors: how many, and what each takes. On a CPU an actor reserves half of its threads, so that readers fit beside it."""
+
+    size: int
+    threads: int
+    gpus: float
+
+    @classmethod
+    def of(cls, resources: Resources, wanted: int | None) -> "Pool":
+        """Size the pool: one actor a GPU, else one for four CPUs; ``wanted`` overrides the number."""
+        limit = resources.gpus or resources.cpus
+        size = wanted or resources.gpus or max(1, resources.cpus // 4)
+        if size > limit:
+            msg = f"--encoders {size} is more than the {limit} {'GPUs' if resources.gpus else 'CPUs'} there are"
+            raise SettingError(msg)
+        return cls(size, max(1, resources.cpus // size), 1.0 if resources.gpus else 0.0)
+
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs that an actor reserves."""
+        return 1.0 if self.gpus else 0.5 * self.threads
+
+
+def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring, pool: Pool) -> Iterator[Receipt]:
+    """Yield a receipt for each unit, in the order in which they finish."""
+    if not units:
+        return
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    genes = ray.put((scoring.tokens, scoring.medians))
+    shards = (
+        ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units))
+        .map_batches(
+            _read,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=_READ_CPUS,
+            fn_kwargs={
+                "plans": [ray.put(plan) for plan in plans],
+                "genes": genes,
+                "min_genes": scoring.min_genes,
+                "max_genes": scoring.max_genes,
+            },
+        )
+        .map_batches(
+            Encoder,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            compute=ActorPoolStrategy(size=pool.size),
+            fn_constructor_args=(scoring.model, scoring.texts, scoring.alpha, scoring.batch_tokens, pool.threads),
+        )
+        .map_batches(
+            _write,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=_WRITE_CPUS,
+            fn_kwargs={"labels": scoring.labels},
+        )
+    )
+    for row in shards.iter_rows():
+        yield Receipt(**row)
+
+
+def _read(batch: pa.Table, *, plans: list[Any], genes: Any, min_genes: int, max_genes: int) -> pa.Table:
+    def work(unit: dict[str, Any]) -> pa.Table:
+        plan: DatasetPlan = ray.get(plans[unit["dataset"]])
+        tokens, medians = ray.get(genes)
+        shard = read_shard(plan, unit["start"], unit["stop"], min_genes=min_genes, n_slots=len(tokens))
+        flat, offsets = rank_tokens(shard.counts, shard.n_counts, tokens, medians, max_genes)
+        columns = [
+            pa.array(np.arange(unit["start"], unit["stop"])),
+            pa.array(shard.cell_ids, pa.string()),
+            pa.array(shard.n_counts),
+            pa.array(shard.n_genes),
+            pa.array(shard.reject_codes, pa.string()),
+            pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat)),
+        ]
+        return pa.table(columns, schema=schema.token_shard())
+
+    return _stage(batch, "read_s", ReadError, work)
+
+
+class Encoder:
+    """The actor: a scorer that lives as long as the pool."""
+
+    def __init__(self, model: str, texts: Sequence[str], alpha: float, batch_tokens: int, threads: int) -> None:
+        import torch
+
+        from cellray.encode.langcell import LangCellScorer
+        from cellray.models import checkpoints
+
+        torch.set_num_threads(threads)
+        self.scorer = LangCellScorer(checkpoints.load(model), list(texts), alpha=alpha, batch_tokens=batch_tokens)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Score the batch's one shard."""
+        return _stage(batch, "encode_s", EncodeError, lambda unit: self.scorer.score(_unpack(unit["cells"])))
+
+
+def _write(batch: pa.Table, *, labels: Sequence[str]) -> pa.Table:
+    from cellray.write import write_part
+
+    def work(unit: dict[str, Any]) -> str:
+        return write_part(unit["uri"], _unpack(unit["cells"]), labels)
+
+    done = _stage(batch, "write_s", WriteError, work)
+    return done.drop_columns(["cells"])
+
+
+def _stage(
+    batch: pa.Table, clock: str, error_class: type[CellRayError], work: Callable[[dict[str, Any]], Any]
+) -> pa.Table:
+    """Apply ``work`` to the one unit of ``batch``: its result replaces the cells (a table) or is the file's hash (text)."""
+    defaults = {
+        "sha256": "",
+        "error_code": "",
+        "error": "",
+        "read_s": 0.0,
+        "encode_s": 0.0,
+        "write_s": 0.0,
+        "cells": None,
+    }
+    (unit,) = [{**defaults, **row} for row in batch.to_pylist()]
+    started = time.perf_counter()
+    if not unit["error_code"]:
+        try:
+            with boundary(error_class, f"rows {unit['start']}-{unit['stop']}"):
+                result = work(unit)
+            if isinstance(result, str):
+                unit["sha256"] = result
+            else:
+                unit["cells"] = _pack(result)
+        except CellRayError as error:
+            unit |= {"error_code": type(error).__name__, "error": one_line(error), "cells": None}
+    unit[clock] = time.perf_counter() - started
+    return pa.Table.from_pylist([unit], schema=_UNIT)
+
+
+_UNIT = pa.schema(
+    [
+        ("dataset", pa.int32()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+        ("read_s", pa.float64()),
+        ("encode_s", pa.float64()),
+        ("write_s", pa.float64()),
+        ("cells", pa.large_binary()),
+    ]
+)
+
+
+def _pack(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _unpack(cells: bytes) -> pa.Table:
+    return pa.ipc.open_stream(cells).read_all()

@@ -1,0 +1,1 @@
+"""Training: corpora, losses and loops. The jobs in ``jobs/`` give them a cluster."""

@@ -1,0 +1,83 @@
+"""What a pre-training run may be told. Unknown fields are errors; the file is saved beside the model it made."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cellray.errors import SettingError, one_line
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HoldOut(_Strict):
+    """Cells never trained on: a ``fraction`` chosen by hash of the cell name, or the given ``values`` of obs column ``key``."""
+
+    fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    key: str | None = None
+    values: tuple[str, ...] = ()
+
+
+class TrainingSet(_Strict):
+    """One labelled dataset: its file under the data folder and the obs column of Cell Ontology ids."""
+
+    file: str
+    label_key: str = "cell_type_ontology_id"
+    hold_out: HoldOut = HoldOut()
+
+
+class Sizes(_Strict):
+    """Sizes of one encoder."""
+
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    max_tokens: int
+    dropout: float = 0.1
+
+
+class PretrainConfig(_Strict):
+    """The whole run. ``steps`` are optimiser steps of ``batch_cells`` cells per worker."""
+
+    name: str
+    seed: int = 0
+    sets: tuple[TrainingSet, ...]
+    symbols: str | None = None
+    min_gene_cells: int = 10
+    text_vocab: int = 3000
+    cell: Sizes
+    text: Sizes
+    steps: int
+    warmup_steps: int = 100
+    batch_cells: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    class_exponent: Annotated[float, Field(ge=0, le=1, description="0 balances classes fully, 1 keeps their sizes")] = (
+        0.3
+    )
+    panel_share: Annotated[float, Field(ge=0, le=1, description="share of cells cut to a random gene panel")] = 0.7
+    smallest_panel: Annotated[float, Field(gt=0, le=1)] = 0.04
+    ancestor_share: Annotated[float, Field(ge=0, le=1, description="share of cells named by an ancestor term")] = 0.3
+    mask_share: Annotated[float, Field(ge=0, le=1, description="share of genes masked in every second cell")] = 0.15
+    masked_per_batch: int = 512
+    ctm_weight: float = 1.0
+    masked_weight: float = 0.2
+    checkpoint_steps: int = 250
+
+    @classmethod
+    def read(cls, path: Path, **overrides: Any) -> Self:
+        """Read a YAML file; anything wrong is a ``SettingError`` naming the file and the field."""
+        try:
+            values = yaml.safe_load(path.read_text())
+            return cls(**{**values, **{key: value for key, value in overrides.items() if value is not None}})
+        except ValidationError as error:
+            first = error.errors()[0]
+            msg = f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise SettingError(msg) from error
+        except (OSError, yaml.YAMLError, TypeError) as error:
+            msg = f"{path}: {one_line(error)}"
+            raise SettingError(msg) from error

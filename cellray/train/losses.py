@@ -1,0 +1,47 @@
+"""The three losses of LangCell-style pre-training (Zhao et al. 2024, section 3): contrastive, matching, masked genes.
+
+Each is a pure function of tensors. Which texts count as negatives is decided in ``cellray.train.terms``.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def contrastive(cells: Tensor, texts: Tensor, relations: Tensor, temperature: float) -> Tensor:
+    """Symmetric InfoNCE between (b, d) cells and (t, d) distinct texts, both of unit length.
+
+    ``relations`` (b, t): 1 for the cell's text, -1 for a negative, 0 for a pair left out. Text to cell has several positives, whose
+    log-probabilities are averaged.
+    """
+    logits = (cells @ texts.T / temperature).masked_fill(relations == 0, -torch.inf)
+    target = relations == 1
+    to_text = -logits.log_softmax(1)[target].mean()
+    to_cell = logits.log_softmax(0).masked_fill(~target, 0).sum(0) / target.sum(0).clamp(min=1)
+    return (to_text - to_cell.mean()) / 2
+
+
+def hard_negatives(
+    cells: Tensor, texts: Tensor, relations: Tensor, temperature: float, generator: torch.Generator
+) -> Tensor:
+    """Draw one negative text for each cell, the likelier the more similar. Returns (b,) indices into ``texts``."""
+    with torch.no_grad():
+        logits = (cells @ texts.T / temperature).masked_fill(relations != -1, -torch.inf)
+        # A cell that every text is true of has no negative; its draw is uniform and its pair is dropped by the caller.
+        logits = torch.where((relations == -1).any(1, keepdim=True), logits, torch.zeros_like(logits))
+        return torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+
+
+def matching(logits: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of cell-text matching: (b, 2, 2) logits of the true and the hard negative text, class 1 = match.
+
+    ``valid`` (b,) is false where the cell has no negative.
+    """
+    target = torch.tensor([1, 0], device=logits.device).expand(len(logits), 2)
+    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(-1, 2)
+    return (loss[:, 0].sum() + loss[valid, 1].sum()) / (len(logits) + valid.sum())
+
+
+def masked_genes(states: Tensor, genes: Tensor, embedding: Tensor, bias: Tensor) -> Tensor:
+    """Cross-entropy of (m, d) states at masked positions against the (m,) genes there, through the tied (v, d) embedding."""
+    return F.cross_entropy(states @ embedding.T + bias, genes)

@@ -1,0 +1,176 @@
+"""The pre-training loop of one Ray Train worker: LangCell from scratch on labelled cells.
+
+Deviations from the LangCell paper, made for a model that must ship in a few megabytes:
+
+1. Both encoders start from random weights; the paper starts from Geneformer and PubMedBERT.
+2. Cells are cut to random gene panels, so that the model stands datasets of a few hundred genes.
+3. A cell's text is now and then that of an ancestor term, so that coarse label sets work (``cellray.train.terms``).
+4. Masked genes are predicted in the same pass as the other losses, in every second cell.
+5. One CLS serves the contrastive and the matching loss; there is no momentum encoder or queue.
+
+The loop reads its corpus from a file and writes Ray Train checkpoints; it knows no dataset format.
+"""
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cellray.models.bert import BertConfig
+from cellray.models.langcell import LangCell, LangCellConfig, pad_cells
+from cellray.train import losses
+from cellray.train.checkpoint import restore, save
+from cellray.train.config import PretrainConfig, Sizes
+from cellray.train.corpus import Batch, Corpus, Sampler
+from cellray.train.terms import Terms
+
+
+@dataclass(frozen=True)
+class TrainingInput:
+    """What every worker needs: the run's settings, cells, terms, tokenised term texts and the gene vocabulary's size."""
+
+    config: PretrainConfig
+    corpus: Corpus
+    terms: Terms
+    text_ids: np.ndarray
+    cls_token: int
+    text_vocab: int
+
+
+def model_config(config: PretrainConfig, cls_token: int, text_vocab: int) -> LangCellConfig:
+    """Sizes of the model that ``config`` describes."""
+
+    def bert(sizes: Sizes, vocab: int, act: str, **more: Any) -> BertConfig:
+        return BertConfig(
+            vocab_size=vocab,
+            hidden_size=sizes.hidden,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            intermediate_size=sizes.ffn,
+            max_position_embeddings=sizes.max_tokens,
+            hidden_act=act,
+            hidden_dropout_prob=sizes.dropout,
+            **more,
+        )
+
+    text = bert(config.text, text_vocab, "gelu", token_types=False, encoder_width=config.cell.hidden)
+    return LangCellConfig(bert(config.cell, cls_token + 1, "relu"), text, config.cell.max_tokens, cls_token)
+
+
+class Pretrainer(nn.Module):
+    """The model with its losses, as one module so that gradients are averaged over workers."""
+
+    def __init__(self, given: TrainingInput) -> None:
+        super().__init__()
+        self.given = given
+        self.model = LangCell(model_config(given.config, given.cls_token, given.text_vocab))
+        self.gene_bias = nn.Parameter(torch.zeros(given.cls_token + 1))
+        self.apply(_initialise)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted loss and its parts."""
+        model, config = self.model, self.given.config
+        temperature = model.config.temperature
+        relations = torch.from_numpy(batch.relations)
+        cells, states, mask = model.encode_cells(torch.from_numpy(batch.ids))
+        texts = model.encode_texts(torch.from_numpy(self.given.text_ids[batch.texts]))
+        negative = losses.hard_negatives(cells, texts.embeddings, relations, temperature, generator)
+        pair = torch.stack([torch.from_numpy(batch.target), negative], 1)
+        logits = model.match(states, mask, texts.states[pair], texts.mask[pair])
+        parts = {
+            "contrastive": losses.contrastive(cells, texts.embeddings, relations, temperature),
+            "matching": losses.matching(logits, (relations == -1).any(1)),
+        }
+        at = torch.from_numpy(batch.masked_at)
+        embedding = model.cell_bert.embeddings.word_embeddings.weight
+        genes = torch.from_numpy(batch.masked_genes)
+        parts["masked"] = losses.masked_genes(states[at[:, 0], at[:, 1]], genes, embedding, self.gene_bias)
+        total = parts["contrastive"] + config.ctm_weight * parts["matching"] + config.masked_weight * parts["masked"]
+        return total, {name: value.detach() for name, value in parts.items()}
+
+
+def learning_rate(config: PretrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def held_out_accuracy(model: LangCell, given: TrainingInput) -> float:
+    """Share of labelled held-out cells whose most similar label text is their own (similarity branch, whole cells)."""
+    corpus = given.corpus
+    rows = torch.from_numpy(np.flatnonzero(corpus.held_out & (corpus.label >= 0)))
+    if not len(rows):
+        return math.nan
+    flat, offsets = torch.from_numpy(corpus.flat.astype(np.int32)), torch.from_numpy(corpus.offsets)
+    labels = torch.from_numpy(given.text_ids[: given.terms.n_labels])
+    with torch.inference_mode():
+        texts = model.encode_texts(labels)
+        found = [
+            model.encode_cells(pad_cells(flat, offsets, part, model.config))[0] @ texts.embeddings.T
+            for part in rows.split(128)
+        ]
+    return float((torch.cat(found).argmax(1).numpy() == corpus.label[rows.numpy()]).mean())
+
+
+def train_worker(loop: dict[str, TrainingInput]) -> None:
+    """Run the loop of ``loop["given"]`` on one Ray Train worker, resuming from the latest checkpoint when there is one."""
+    import ray.train
+    from ray.train.torch import prepare_model
+
+    given = loop["given"]
+    config = given.config
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    torch.manual_seed(config.seed)
+    trainer = Pretrainer(given)
+    optimiser = torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    first = 0
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            first = restore(Path(folder), trainer, optimiser)
+    parallel = prepare_model(trainer) if context.get_world_size() > 1 else trainer
+    sampler = Sampler(given.corpus, given.terms, config, given.cls_token)
+    for step in range(first, config.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config, step)
+        # Dropout and negatives depend on the step alone, so a resumed run repeats an undisturbed one.
+        torch.manual_seed(hash((config.seed, rank, step)) & 0x7FFFFFFF)
+        generator = torch.Generator().manual_seed(step)
+        parallel.train()
+        loss, parts = parallel(sampler.batch(rank, step), generator)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
+        optimiser.step()
+        if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.steps:
+            metrics = {"step": step + 1, "loss": loss.item(), **{name: value.item() for name, value in parts.items()}}
+            _report(trainer, optimiser, metrics, rank)
+
+
+def _report(trainer: Pretrainer, optimiser: torch.optim.Optimizer, metrics: dict[str, float], rank: int) -> None:
+    import ray.train
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            metrics["held_out_accuracy"] = held_out_accuracy(trainer.model.eval(), trainer.given)
+            save(Path(folder), trainer, optimiser, int(metrics["step"]))
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        elif module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

@@ -1,0 +1,23 @@
+"""Results to files: score parts, the annotation table and the annotated AnnData copy.
+
+Contract: every file is published whole or not at all, and parts and annotations have the same bytes whenever they
+hold the same content. This package computes no scores, does not refine and knows nothing of Ray.
+"""
+
+from cellray.write.annotations import Counts, label_table, write_annotations
+from cellray.write.h5ad import Results, annotate_h5ad, annotate_zarr, build_h5ad
+from cellray.write.scores import part_labels, part_name, read_part, write_part
+
+__all__ = [
+    "Counts",
+    "Results",
+    "annotate_h5ad",
+    "annotate_zarr",
+    "build_h5ad",
+    "label_table",
+    "part_labels",
+    "part_name",
+    "read_part",
+    "write_annotations",
+    "write_part",
+]

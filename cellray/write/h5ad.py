@@ -1,0 +1,118 @@
+"""The annotated copy of a dataset: an ``.h5ad`` of all of the input, plus labels, embedding and a record of the run.
+
+Contract: the copy opens with ``anndata.read_h5ad``; ``obs`` gains ``cellray_*`` columns (those of an earlier run are
+replaced), ``obsm`` the embedding and ``uns`` the record. Nothing else of an ``.h5ad`` changes. Peak memory is bounded
+by a block of cells and the ``obs`` columns, never by X. The file is published whole or not at all. It does not read
+the input's matrices to understand them, and it does not promise equal bytes from run to run.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import scipy.sparse as sp
+
+from cellray import storage
+from cellray.errors import WriteError, boundary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_EMPTY_GROUPS: Final = ("layers", "obsm", "obsp", "uns", "varm", "varp")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run found out about one dataset."""
+
+    annotations_uri: str
+    """File written by ``write_annotations``."""
+    part_uris: Sequence[str]
+    """Files written by ``write_part``, in row order."""
+    uns: Mapping[str, Any]
+    """Record of the run: strings, numbers, lists of one kind and mappings of these; None is left out."""
+
+
+def annotate_h5ad(source_uri: str, out_uri: str, results: Results) -> None:
+    """Write an annotated copy of an ``.h5ad``.
+
+    Parameters
+    ----------
+    source_uri
+        The input file; only read.
+    out_uri
+        Where to; an existing file is replaced.
+    results
+        What to add.
+
+    Raises
+    ------
+    WriteError
+        If the results do not cover the input's cells one by one, the input's layout cannot be extended, or the copy
+        cannot be written.
+    """
+
+    def fill(path: Path) -> None:
+        with storage.local_copy(source_uri) as source:
+            shutil.copyfile(source, path)
+
+    _publish(out_uri, fill, results)
+
+
+def annotate_zarr(source_uri: str, out_uri: str, results: Results) -> None:
+    """Write an annotated ``.h5ad`` with the content of a ``.zarr`` store; parameters as in ``annotate_h5ad``."""
+    from cellray.write.hdf5 import open_hdf5
+    from cellray.write.zarr_copy import copy_store
+
+    def fill(path: Path) -> None:
+        with storage.local_copy(source_uri) as source, open_hdf5(path, "w") as file:
+            copy_store(source, file)
+
+    _publish(out_uri, fill, results)
+
+
+def build_h5ad(
+    obs: "pd.DataFrame", var: "pd.DataFrame", blocks: Iterable[sp.csr_matrix], out_uri: str, results: Results
+) -> None:
+    """Write an annotated ``.h5ad`` from its pieces, for inputs that are no AnnData (10x files).
+
+    Parameters
+    ----------
+    obs, var
+        Cells and genes, indexed by their names.
+    blocks
+        Counts, consecutive row blocks of any number of cells, each ``(cells, len(var))``; stored as float32.
+    out_uri, results
+        As in ``annotate_h5ad``.
+
+    Raises
+    ------
+    WriteError
+        As ``annotate_h5ad``, and if the blocks do not have the shape that ``obs`` and ``var`` name.
+    """
+    from anndata.io import write_elem
+
+    from cellray.write.hdf5 import open_hdf5, write_csr
+
+    def fill(path: Path) -> None:
+        with open_hdf5(path, "w") as file:
+            file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            write_elem(file, "obs", obs)
+            write_elem(file, "var", var)
+            for name in _EMPTY_GROUPS:
+                write_elem(file, name, {})
+            write_csr(file, blocks, (len(obs), len(var)))
+
+    _publish(out_uri, fill, results)
+
+
+def _publish(out_uri: str, fill: Callable[[Path], None], results: Results) -> None:
+    from cellray.write.annotated import annotate
+    from cellray.write.hdf5 import open_hdf5
+
+    with boundary(WriteError, f"annotated copy {out_uri}"), storage.writing(out_uri) as path:
+        fill(path)
+        with open_hdf5(path, "r+") as file:
+            annotate(file, results.annotations_uri, results.part_uris, results.uns)

@@ -1,0 +1,105 @@
+"""Pre-train a small LangCell-architecture model on labelled cells with Ray Train: ``python -m jobs.pretrain --config FILE --data DIR --out DIR``.
+
+Running the same command again after a crash goes on from the last checkpoint. The result is a model folder for ``--model``.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+
+from cellray.cluster import ray_session
+from cellray.errors import CellRayError, one_line
+from cellray.labels.candidates import Label, prompt
+from cellray.labels.ontology import Ontology
+from cellray.models import checkpoints
+from cellray.models.checkpoints import Checkpoint
+from cellray.train.checkpoint import restore
+from cellray.train.config import PretrainConfig
+from cellray.train.prepare import prepare
+from cellray.train.pretrain import Pretrainer, TrainingInput, model_config, train_worker
+from cellray.train.terms import Terms
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, train, save; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.pretrain", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="YAML of cellray.train.config.PretrainConfig")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that the configuration's files are relative to"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--runs", type=Path, default=Path("out/train"), help="where checkpoints go")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=None, help="CPUs of each worker; default: all, shared evenly")
+    parser.add_argument("--steps", type=int, default=None, help="overrides the configuration")
+    parser.add_argument("--address", default=None, help="Ray cluster; default: start one here")
+    given = parser.parse_args(arguments)
+    try:
+        config = PretrainConfig.read(given.config, steps=given.steps)
+        run(config, given)
+    except CellRayError as error:
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        return error.exit_code
+    return 0
+
+
+def run(config: PretrainConfig, given: argparse.Namespace) -> None:
+    """Prepare the corpus, train on the cluster and write the model folder."""
+    ontology = Ontology()
+    prepared = prepare(config, given.data, lambda term: ontology.find(term) == term)
+    terms = Terms.build(prepared.labels, ontology.ancestors)
+    prompts = [prompt(ontology.name(term), ontology.definition(term)) for term in terms.ids]
+    tokenizer = text_tokenizer(ontology, config.text_vocab)
+    cls_token = int(prepared.genes["token"].to_numpy().max()) + 1
+    sizes = model_config(config, cls_token, tokenizer.get_vocab_size())
+    labels = [Label(ontology.name(term), term, text) for term, text in zip(prepared.labels, prompts, strict=False)]
+    empty = Checkpoint(
+        config.name, "", sizes, {}, prepared.genes, prepared.symbols, tokenizer, [vars(label) for label in labels]
+    )
+    text_ids = empty.text_ids(prompts).numpy()
+    training = TrainingInput(config, prepared.corpus, terms, text_ids, cls_token, tokenizer.get_vocab_size())
+    sys.stdout.write(
+        f"{len(prepared.corpus.label)} cells, {cls_token - 2} genes, {len(labels)} labels, {len(terms.ids)} terms\n"
+    )
+    with ray_session(given.address) as resources:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"given": training},
+            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=given.workers,
+                resources_per_worker={"CPU": given.threads or max(1, resources.cpus // given.workers)},
+            ),
+            run_config=RunConfig(
+                name=config.name,
+                storage_path=str(given.runs.resolve()),
+                failure_config=FailureConfig(max_failures=3),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        result = trainer.fit()
+    weights = Pretrainer(training)
+    with result.checkpoint.as_directory() as folder:
+        restore(Path(folder), weights)
+    checkpoint = Checkpoint(
+        config.name, "", sizes, weights.model.state_dict(), prepared.genes, prepared.symbols, tokenizer, empty.labels
+    )
+    checkpoints.save(given.out, checkpoint, torch.float16)
+    sys.stdout.write(f"{given.out}: {result.metrics}\n")
+
+
+def text_tokenizer(ontology: Ontology, vocab: int) -> Tokenizer:
+    """Train a WordPiece vocabulary on the names and definitions of all Cell Ontology terms."""
+    wordpiece = BertWordPieceTokenizer(lowercase=True)
+    texts = [prompt(ontology.name(term), ontology.definition(term)) for term in ontology.terms()]
+    wordpiece.train_from_iterator(texts, vocab_size=vocab, min_frequency=2, show_progress=False)
+    return Tokenizer.from_str(wordpiece.to_str())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The scorer as a stage: order, rejects, and independence of a cell from its neighbours."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cellray import schema
+from cellray.encode.langcell import LangCellScorer
+
+
+@pytest.fixture(scope="module")
+def scorer(golden):
+    return LangCellScorer(golden.checkpoint, golden.texts, alpha=0.2)
+
+
+def shard(golden, rows, rejected=()):
+    flat, offsets = golden.tokens(2047)
+    tokens = [[] if row in rejected else flat[offsets[row] : offsets[row + 1]] for row in rows]
+    columns = [rows, [f"c{row}" for row in rows], np.ones(len(rows), np.float32), np.ones(len(rows), np.int32)]
+    codes = [schema.RejectCode.EMPTY_CELL if row in rejected else None for row in rows]
+    return pa.table([*columns, codes, tokens], schema=schema.token_shard())
+
+
+def test_rows_keep_their_order_and_rejects_stay_empty(golden, scorer):
+    rows = [3, 40, 5, 17, 23]
+    table = scorer.score(shard(golden, rows, rejected=(5, 3)))
+    assert table.schema.equals(schema.scores())
+    assert table[schema.ROW].to_pylist() == rows
+    assert [value is None for value in table[schema.PROBABILITIES].to_pylist()] == [True, False, True, False, False]
+    assert [value is None for value in table[schema.EMBEDDING].to_pylist()] == [True, False, True, False, False]
+    expected = np.load(golden.folder / "expected" / "scores.npz")["mix_alpha_0.2"]
+    found = np.array([value for value in table[schema.PROBABILITIES].to_pylist() if value is not None])
+    np.testing.assert_allclose(found, expected[[40, 17, 23]], atol=1e-4)
+
+
+def test_all_cells_rejected(golden, scorer):
+    table = scorer.score(shard(golden, [0, 1], rejected=(0, 1)))
+    assert table[schema.PROBABILITIES].null_count == 2
+
+
+def test_empty_shard(golden, scorer):
+    assert scorer.score(shard(golden, [])).num_rows == 0
+
+
+def test_a_sliced_table_is_read_at_its_offset(golden, scorer):
+    whole = shard(golden, list(range(6)))
+    np.testing.assert_array_equal(
+        scorer.score(whole.slice(2, 2))[schema.PROBABILITIES].to_pylist(),
+        scorer.score(shard(golden, [2, 3]))[schema.PROBABILITIES].to_pylist(),
+    )
+
+
+@pytest.mark.parametrize("budget", [1, 500, 1 << 20])
+def test_neighbours_do_not_matter(golden, budget):
+    flat, offsets = golden.tokens(2047)
+    rows = np.random.default_rng(0).permutation(48)
+    alone = LangCellScorer(golden.checkpoint, golden.texts, alpha=0.2, batch_tokens=budget)
+    probabilities, embeddings = alone.score_tokens(flat, offsets, rows)
+    together = LangCellScorer(golden.checkpoint, golden.texts, alpha=0.2, batch_tokens=9000)
+    expected, expected_embeddings = together.score_tokens(flat, offsets, np.arange(48))
+    np.testing.assert_allclose(probabilities, expected[rows], atol=1e-5)
+    np.testing.assert_allclose(embeddings, expected_embeddings[rows], atol=1e-5)

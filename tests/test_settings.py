@@ -1,0 +1,104 @@
+"""Settings: wrong ones stop the run in one line, and the keys follow what changes a result and nothing else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cellray.errors import SettingError
+from cellray.settings import AnnotateSettings, Environment
+
+BASE = {"inputs": ["a.h5ad"], "out": "out"}
+TEXTS = [("B cell", "a B cell"), ("T cell", "a T cell")]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"alpha": 1.5}, "alpha"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"lam": -1}, "lam"),
+        ({"lam": float("inf")}, "lam"),
+        ({"k": 0}, "k"),
+        ({"k": 2.5}, "k"),
+        ({"n_pcs": "many"}, "n_pcs"),
+        ({"refine": "majority"}, "refine"),
+        ({"inputs": []}, "inputs"),
+        ({"out": ""}, "out"),
+        ({"shard_cells": 0}, "shard_cells"),
+        ({"min_genes": 0}, "min_genes"),
+        ({"encoders": 0}, "encoders"),
+        ({"gpu": True}, "gpu"),
+    ],
+)
+def test_wrong_setting_is_named(wrong: dict[str, object], field: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        AnnotateSettings.checked(**(BASE | wrong))
+    assert str(caught.value).startswith(f"setting '{field}': ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        AnnotateSettings.checked(**BASE).alpha = 0.5
+
+
+CHANGES_SCORES = {
+    "alpha": 0.3,
+    "layer": "counts",
+    "gene_key": "id",
+    "min_genes": 5,
+    "shard_cells": 10,
+    "batch_tokens": 9,
+}
+CHANGES_LABELS = {"refine": "none", "lam": 2.0, "k": 7, "n_pcs": 9}
+CHANGES_NOTHING = {
+    "inputs": ["b.h5ad"],
+    "out": "other",
+    "encoders": 3,
+    "address": "auto",
+    "model": "copy",
+    "labels": "l",
+}
+
+
+def test_every_setting_is_in_one_of_the_groups() -> None:
+    assert set(AnnotateSettings.model_fields) == {*CHANGES_SCORES, *CHANGES_LABELS, *CHANGES_NOTHING}
+
+
+@pytest.mark.parametrize(("name", "value"), (CHANGES_SCORES | CHANGES_LABELS | CHANGES_NOTHING).items())
+def test_keys_follow_what_they_name(name: str, value: object) -> None:
+    base, changed = AnnotateSettings.checked(**BASE), AnnotateSettings.checked(**(BASE | {name: value}))
+    scoring = base.scoring_key("m", TEXTS)
+    assert (changed.scoring_key("m", TEXTS) != scoring) == (name in CHANGES_SCORES)
+    assert (changed.refining_key(scoring) != base.refining_key(scoring)) == (name in CHANGES_LABELS)
+
+
+def test_keys_follow_model_labels_and_scores() -> None:
+    settings = AnnotateSettings.checked(**BASE)
+    keys = {settings.scoring_key("m", TEXTS), settings.scoring_key("n", TEXTS), settings.scoring_key("m", TEXTS[::-1])}
+    assert len(keys) == 3
+    assert settings.refining_key("a") != settings.refining_key("b")
+
+
+def test_unused_refinement_settings_do_not_rename_results() -> None:
+    plain = AnnotateSettings.checked(**BASE, refine="none")
+    assert plain.refining_key("s") == AnnotateSettings.checked(**BASE, refine="none", k=3, lam=9.0).refining_key("s")
+
+
+@given(st.floats(0, 1), st.integers(1, 1 << 20))
+def test_saved_settings_name_the_same_results(alpha: float, shard_cells: int) -> None:
+    settings = AnnotateSettings.checked(**BASE, alpha=alpha, shard_cells=shard_cells)
+    again = AnnotateSettings.model_validate_json(settings.model_dump_json())
+    assert again == settings
+    assert again.scoring_key("m", TEXTS) == settings.scoring_key("m", TEXTS)
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELLRAY_OBJECT_STORE_BYTES", str(100 << 20))
+    monkeypatch.setenv("CELLRAY_SOMETHING_ELSE", "1")
+    assert Environment().object_store_bytes == 100 << 20
+    monkeypatch.setenv("CELLRAY_OBJECT_STORE_BYTES", "1")
+    with pytest.raises(ValidationError):
+        Environment()

@@ -16,7 +16,7 @@ _PUBLIC = {
     "evaluate": "cellray.report",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

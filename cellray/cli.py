@@ -1,7 +1,8 @@
 """``cellray VERB``: thin verbs over the library.
 
-Contract: results go to standard output (``--json`` for machines), progress and errors to standard error, one line an error. Exit codes:
-0 done, 1 failed, 2 usage or setting, 3 done but some datasets failed. Nothing heavy is imported before a verb runs.
+Contract: results go to standard output (``--json`` for machines), progress and errors to standard error, one line an
+error. Exit codes: 0 done, 1 failed, 2 usage or setting, 3 done but some datasets failed. Nothing heavy is imported
+before a verb runs.
 """
 
 import json
@@ -95,8 +96,8 @@ def annotate(
     else:
         rate = f", {result.cells_per_s:,.0f} cells/s" if result.cells_per_s else ""
         typer.echo(
-            f"{summary['n_cells']:,} cells: {summary['n_annotated']:,} annotated, {summary['n_abstained']:,} abstained, "
-            f"{summary['n_rejected']:,} rejected{rate}"
+            f"{summary['n_cells']:,} cells: {summary['n_annotated']:,} annotated, "
+            f"{summary['n_abstained']:,} abstained, {summary['n_rejected']:,} rejected{rate}"
         )
         for dataset_id in summary["datasets"]:
             typer.echo(f"{dataset_id}: {out.rstrip('/')}/{dataset_id}.h5ad")

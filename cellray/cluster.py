@@ -1,7 +1,8 @@
 """Starting or joining Ray, and leaving it in order: the only place that calls ``ray.init``.
 
-Contract: inside ``ray_session`` Ray is up; at its end a Ray that we started is gone and one that we joined is left alone. SIGTERM
-raises ``Terminated`` in the main thread, so that what is half-done is dropped and the exit is resumable. Nothing is retried.
+Contract: inside ``ray_session`` Ray is up; at its end a Ray that we started is gone and one that we joined is left
+alone. SIGTERM raises ``Terminated`` in the main thread, so that what is half-done is dropped and the exit is
+resumable. Nothing is retried.
 """
 
 import os
@@ -13,11 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cellray.errors import CellRayError, Terminated, one_line
 from cellray.settings import Environment
-
 
 _FEWEST_CPUS = 2  # an encoder and a reader must fit side by side
 
@@ -32,7 +32,7 @@ class Resources:
 
 @contextmanager
 def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[Resources]:
-    """Join the cluster at ``address``, or start a Ray of our own on this machine; a Ray already up in this process is used as it is.
+    """Join the cluster at ``address``, or start a Ray of our own here; one already up in this process is used as it is.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         # Its core writes warnings to our standard error at level "error" (constructor arguments of actors, ray#53727).
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             with _standard_error_closed():
                 if address is None:

@@ -1,7 +1,7 @@
 """The exceptions of CellRay and ``boundary``, which turns foreign ones into them.
 
-Contract: whatever a user can cause ends in one of these classes with a one-line message that names the thing, the value and
-the way out. Anything else is a bug and keeps its stack trace.
+Contract: whatever a user can cause ends in one of these classes with a one-line message that names the thing, the
+value and the way out. Anything else is a bug and keeps its stack trace.
 
 ::
 
@@ -12,13 +12,10 @@ the way out. Anything else is a bug and keeps its stack trace.
     │   ├── ModelError         the checkpoint
     │   └── RunLockedError     another run is writing to the same folder
     └── DatasetError           one dataset fails alone, the others go on (exit code 3 if any finished)
-        ├── ReadError          the file is damaged or not what it says
-        ├── CountsError        no raw counts
-        ├── MissingKeyError    the layer or gene column that was asked for is not there (exit code 2 when no dataset has it)
-        ├── GeneError          gene identifiers cannot be matched to the model
-        ├── EncodeError        the model failed on a shard
-        ├── RefineError        GRIT failed
-        └── WriteError         an output could not be written
+        ├── ReadError          the file is damaged or not what it says ├── CountsError        no raw counts ├──
+        MissingKeyError    the layer or gene column that was asked for is not there (exit code 2 when no dataset has
+        it) ├── GeneError          gene identifiers cannot be matched to the model ├── EncodeError        the model
+        failed on a shard ├── RefineError        GRIT failed └── WriteError         an output could not be written
     Terminated                 exit code 143: SIGTERM; the same command goes on from there
 
 It does not cover bad cells: those are rows with a reject code (``cellray.schema.RejectCode``).

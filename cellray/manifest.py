@@ -1,7 +1,8 @@
 """The record that makes a dataset's output trustworthy: what went in, what came out, with which settings.
 
-Contract: readers trust ``manifest.json`` and nothing it does not name. It is written when every file it names exists, and
-``_SUCCESS`` after it. ``cells in = annotated + abstained + rejected`` is checked whenever a manifest is built or read.
+Contract: readers trust ``manifest.json`` and nothing it does not name. It is written when every file it names exists,
+and ``_SUCCESS`` after it. ``cells in = annotated + abstained + rejected`` is checked whenever a manifest is built or
+read.
 """
 
 from typing import Any, Self
@@ -52,15 +53,15 @@ class Manifest(BaseModel):
         accounted = self.n_annotated + self.n_abstained + self.n_rejected
         if accounted != self.n_cells or sum(self.rejects.values()) != self.n_rejected:
             msg = (
-                f"dataset {self.dataset_id!r}: {self.n_cells} cells in, but {self.n_annotated} annotated + {self.n_abstained} "
-                f"abstained + {self.n_rejected} rejected ({self.rejects})"
+                f"dataset {self.dataset_id!r}: {self.n_cells} cells in, but {self.n_annotated} annotated + "
+                f"{self.n_abstained} abstained + {self.n_rejected} rejected ({self.rejects})"
             )
             raise ValueError(msg)
         return self
 
 
 def publish(folder: str, manifest: Manifest) -> None:
-    """Write ``manifest.json`` and then ``_SUCCESS`` into a dataset's folder, and drop an error left by an earlier run."""
+    """Write ``manifest.json``, then ``_SUCCESS``, into a dataset's folder, and drop the error of an earlier run."""
     storage.put_json(storage.join(folder, schema.MANIFEST_FILE), manifest.model_dump())
     storage.put_json(storage.join(folder, schema.SUCCESS_FILE), _identity(manifest.content_hash, manifest.refining_key))
     storage.remove(storage.join(folder, schema.ERROR_FILE))

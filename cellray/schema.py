@@ -1,7 +1,7 @@
 """Every name and type that leaves a process: Arrow schemas, AnnData keys, statuses, reject codes, file names.
 
-Contract: a column, key or output file is named here and nowhere else, and ``SCHEMA_VERSION`` changes when any of them does.
-This module imports nothing of ours and holds no behaviour beyond building schemas.
+Contract: a column, key or output file is named here and nowhere else, and ``SCHEMA_VERSION`` changes when any of them
+does. This module imports nothing of ours and holds no behaviour beyond building schemas.
 """
 
 from enum import StrEnum
@@ -33,7 +33,7 @@ VIEW_Y: Final = "y"
 
 # Gene tables
 ENSEMBL_ID: Final = "ensembl_id"
-TOKEN: Final = "token"
+TOKEN: Final = "token"  # noqa: S105 - a gene token
 MEDIAN: Final = "median"
 SYMBOL: Final = "symbol"
 
@@ -116,7 +116,7 @@ def scores() -> pa.Schema:
 
 
 def annotations() -> pa.Schema:
-    """The labels of one dataset, one row a cell in the input's order."""
+    """Labels of one dataset, one row a cell in the input's order."""
     return pa.schema(
         [
             (ROW, pa.int64()),
@@ -143,10 +143,10 @@ def view() -> pa.Schema:
 
 
 def genes() -> pa.Schema:
-    """A model's genes: Ensembl id without version, token and the non-zero median that ranking divides by."""
+    """Genes of a model: Ensembl id without version, token and the non-zero median that ranking divides by."""
     return pa.schema([(ENSEMBL_ID, pa.string()), (TOKEN, pa.int32()), (MEDIAN, pa.float64())])
 
 
 def symbols() -> pa.Schema:
-    """A model's gene symbols and the Ensembl id each stands for."""
+    """Gene symbols of a model and the Ensembl id each stands for."""
     return pa.schema([(SYMBOL, pa.string()), (ENSEMBL_ID, pa.string())])

@@ -1,8 +1,9 @@
 """What a run may be told, checked before any work, and the hashes that name its results.
 
-Contract: unknown or out-of-range settings are a ``SettingError`` naming the field. ``scoring_key`` covers everything that changes
-a score, ``refining_key`` everything that changes a label given the scores; nothing else (output folder, number of
-encoders, cluster address) enters a name of a result. This is the only module that reads environment variables of ours.
+Contract: unknown or out-of-range settings are a ``SettingError`` naming the field. ``scoring_key`` covers everything
+that changes a score, ``refining_key`` everything that changes a label given the scores; nothing else (output folder,
+number of encoders, cluster address) enters a name of a result. This is the only module that reads environment
+variables of ours.
 """
 
 import hashlib

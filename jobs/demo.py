@@ -1,9 +1,9 @@
 """The main job on real cells that ship inside scanpy: ``python -m jobs.demo [--out out/demo]``, or ``make demo``.
 
-The 700 PBMC of ``pbmc68k_reduced`` come as logarithms of normalised counts of 765 genes; the integers are recovered as
-``round(expm1(raw) * n_counts / 1e4)``. Their ``bulk_labels`` are named here by Cell Ontology terms, which are also the label set. They are of
-the same donor and kind as one of the bundled model's training sets, so the accuracy is a demonstration and no independent test, and the
-model has never seen a dendritic cell.
+The 700 PBMC of ``pbmc68k_reduced`` come as logarithms of normalised counts of 765 genes; the integers are recovered
+as ``round(expm1(raw) * n_counts / 1e4)``. Their ``bulk_labels`` are named here by Cell Ontology terms, which are also
+the label set. They are of the same donor and kind as one of the bundled model's training sets, so the accuracy is a
+demonstration and no independent test, and the model has never seen a dendritic cell.
 """
 
 import argparse

@@ -1,6 +1,9 @@
-"""Pre-train a small LangCell-architecture model on labelled cells with Ray Train: ``python -m jobs.pretrain --config FILE --data DIR --out DIR``.
+"""Pre-train a small LangCell-architecture model on labelled cells with Ray Train.
 
-Running the same command again after a crash goes on from the last checkpoint. The result is a model folder for ``--model``.
+``python -m jobs.pretrain --config FILE --data DIR --out DIR``
+
+Running the same command again after a crash goes on from the last checkpoint. The result is a model folder for
+``--model``.
 """
 
 import argparse
@@ -84,6 +87,9 @@ def run(config: PretrainConfig, given: argparse.Namespace) -> None:
         )
         result = trainer.fit()
     weights = Pretrainer(training)
+    if result.checkpoint is None:
+        msg = f"training {config.name!r} ended without a checkpoint; see {given.runs}"
+        raise CellRayError(msg)
     with result.checkpoint.as_directory() as folder:
         restore(Path(folder), weights)
     checkpoint = Checkpoint(

@@ -83,14 +83,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 cells of 300 genes: row 5 is empty, rows 17 and 80 have a handful of genes."""
+    """48 cells of 300 genes: row 5 is empty, rows 17 and 40 have a handful of genes."""
     import anndata
 
-    path = write_cells(tmp_path_factory.mktemp("cells") / "cells.h5ad", 120, 300, 60)
+    path = write_cells(tmp_path_factory.mktemp("cells") / "cells.h5ad", 48, 300, 60)
     data = anndata.read_h5ad(path)
     counts = data.X.tolil()
     counts[5] = 0
-    for row in (17, 80):
+    for row in (17, 40):
         counts[row] = 0
         counts[row, :5] = 2
     data.X = counts.tocsr()

@@ -1,8 +1,9 @@
 """Zero-shot label scores of LangCell for shards of tokenised cells.
 
-Contract: ``LangCellScorer.score`` maps a token shard (``schema.token_shard``) to a score table (``schema.scores``), row for row in the
-same order; rejected cells pass through with null scores. A cell's numbers do not depend on its shard beyond float32 rounding.
-It loads a model once and keeps it. It reads no counts, writes no file and knows no Ray.
+Contract: ``LangCellScorer.score`` maps a token shard (``schema.token_shard``) to a score table (``schema.scores``),
+row for row in the same order; rejected cells pass through with null scores. A cell's numbers do not depend on its
+shard beyond float32 rounding. It loads a model once and keeps it. It reads no counts, writes no file and knows no
+Ray.
 """
 
 import numpy as np

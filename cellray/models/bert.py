@@ -1,17 +1,19 @@
 """The post-norm BERT blocks that LangCell's two encoders share, with the official parameter names.
 
-Contract: a module's ``state_dict`` has the keys of the official checkpoint, nothing more or less, so that loading is strict.
-Padding is invisible: a row's result does not depend on how far its batch is padded. No pooler, no language-model head, no file access.
+Contract: a module's ``state_dict`` has the keys of the official checkpoint, nothing more or less, so that loading is
+strict. Padding is invisible: a row's result does not depend on how far its batch is padded. No pooler, no
+language-model head, no file access.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 _ALL = slice(None)
 
 
@@ -19,8 +21,8 @@ _ALL = slice(None)
 class BertConfig:
     """Sizes of one encoder, under the names of a Hugging Face ``config.json``.
 
-    ``token_types`` adds the token-type row to the embedding (cell encoder); ``encoder_width`` gives every layer a cross-attention
-    over states of that width (text encoder).
+    ``token_types`` adds the token-type row to the embedding (cell encoder); ``encoder_width`` gives every layer a
+    cross-attention over states of that width (text encoder).
     """
 
     vocab_size: int
@@ -49,7 +51,7 @@ class BertConfig:
             msg = f"hidden_act {config.hidden_act!r} is not one of {sorted(_ACTIVATIONS)}"
             raise ValueError(msg)
         if config.hidden_size % config.num_attention_heads:
-            msg = f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
+            msg = f"num_attention_heads {config.num_attention_heads} does not divide hidden_size {config.hidden_size}"
             raise ValueError(msg)
         return config
 
@@ -156,7 +158,7 @@ class Bert(nn.Module):
     @property
     def layers(self) -> list[Layer]:
         """The layers in order."""
-        return list(self.encoder["layer"])  # type: ignore[arg-type]
+        return cast(list[Layer], self.encoder["layer"])
 
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Encode (b, l) int64 ids; ``mask`` (b, l) is true at tokens and false at padding, None without padding."""

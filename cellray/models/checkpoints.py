@@ -10,8 +10,8 @@
     labels.json          the label set used when the user names none; may be empty
     README.md            model card, optional
 
-Contract: a folder either loads whole or is a ``ModelError`` that names the file, tensor or field. The digest covers every
-file but the card. Official checkpoints are another form: ``cellray.models.official`` converts them.
+Contract: a folder either loads whole or is a ``ModelError`` that names the file, tensor or field. The digest covers
+every file but the card. Official checkpoints are another form: ``cellray.models.official`` converts them.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def locate(model: str) -> str:
         msg = f"model {model!r} is an official LangCell checkpoint; convert it once with `cellray convert-model`"
         raise ModelError(msg)
     if not found:
-        msg = f"model {model!r}: no config.json there; give a folder made by `cellray convert-model`, or one of {sorted(_BUNDLED)}"
+        msg = f"model {model!r}: no config.json there; give one of {sorted(_BUNDLED)} or a folder made by convert-model"
         raise ModelError(msg)
     return model
 

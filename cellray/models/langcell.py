@@ -1,7 +1,7 @@
-"""LangCell: a cell encoder and a text encoder that meet in 256 dimensions, and a cross-attention head that judges pairs.
+"""LangCell: a cell and a text encoder that meet in 256 dimensions, and a cross-attention head that judges pairs.
 
-Contract: the numbers of the official code (Zhao et al. 2024, repository PharMolix/LangCell) in float32. It works on token ids;
-it knows neither genes, counts, labels nor files, and it does not batch.
+Contract: the numbers of the official code (Zhao et al. 2024, repository PharMolix/LangCell) in float32. It works on
+token ids; it knows neither genes, counts, labels nor files, and it does not batch.
 
 Beyond the official code, with the same numbers:
 
@@ -110,8 +110,8 @@ class LangCell(nn.Module):
     def scores(self, cell_ids: Tensor, texts: Texts, alpha: float) -> tuple[Tensor, Tensor]:
         """Label probabilities of cells: ``alpha * P_sim + (1 - alpha) * P_ctm``.
 
-        ``P_sim`` is the softmax over labels of cosine / temperature; ``P_ctm`` the softmax over labels of the match *probabilities*, as
-        the official code has it. ``alpha = 1`` skips matching.
+        ``P_sim`` is the softmax over labels of cosine / temperature; ``P_ctm`` the softmax over labels of the match
+        *probabilities*, as the official code has it. ``alpha = 1`` skips matching.
 
         Returns
         -------

@@ -1,7 +1,8 @@
 """The one converter: an official LangCell checkpoint folder to our model folder.
 
-Contract: everything unsafe happens here and nowhere else. ``.bin`` files are read with ``weights_only=True``; Geneformer's pickled
-dictionaries by an unpickler that knows dict, str, int, float and NumPy's scalars and refuses every other name.
+Contract: everything unsafe happens here and nowhere else. ``.bin`` files are read with ``weights_only=True``;
+Geneformer's pickled dictionaries by an unpickler that knows dict, str, int, float and NumPy's scalars and refuses every
+other name.
 
 The text tokenizer is not part of the official checkpoint (upstream takes PubMedBERT's from the hub), nor are the gene
 dictionaries, so both folders are given by the caller. Nothing is downloaded.
@@ -9,7 +10,7 @@ dictionaries, so both folders are given by the caller. Nothing is downloaded.
 
 import io
 import json
-import pickle  # noqa: S403 - only as the base of the restricted unpickler below
+import pickle  # only as the base of the restricted unpickler below
 import struct
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def read_official(folder: Path, tokenizer: Path, dictionaries: Path) -> Checkpoi
     Parameters
     ----------
     folder
-        ``cell_bert/``, ``text_bert/`` (each ``config.json`` and ``pytorch_model.bin``), ``cell_proj.bin``, ``text_proj.bin``,
-        ``ctm_head.bin``.
+        ``cell_bert/``, ``text_bert/`` (each ``config.json`` and ``pytorch_model.bin``), ``cell_proj.bin``,
+        ``text_proj.bin``, ``ctm_head.bin``.
     tokenizer
         Folder with ``tokenizer.json``, or ``vocab.txt`` and optionally ``tokenizer_config.json``.
     dictionaries
@@ -69,7 +70,7 @@ def _official_config(folder: Path, n_tokens: int) -> LangCellConfig:
     raw = json.loads((folder / "text_bert" / "config.json").read_text())
     text = BertConfig.from_dict(raw, token_types=False, encoder_width=raw.get("encoder_width", cell.hidden_size))
     if n_tokens >= cell.vocab_size:
-        msg = f"{n_tokens} entries in token_dictionary.pkl leave no id for <cls> in cell_bert's {cell.vocab_size} embeddings"
+        msg = f"token_dictionary.pkl ({n_tokens} entries) leaves no id for <cls> among {cell.vocab_size} embeddings"
         raise ValueError(msg)
     # Upstream adds <cls> in memory under the next free id.
     return LangCellConfig(cell, text, max_tokens=cell.max_position_embeddings, cls_token=n_tokens)

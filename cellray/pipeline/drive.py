@@ -1,10 +1,10 @@
-"""The driver of a run on Ray: stages what must be staged, streams all shards, finishes each dataset as soon as its last shard is written.
+"""The driver of a run on Ray: stages what must be staged, streams all shards, finishes each dataset after its last.
 
 Contract: yields one outcome a dataset, a manifest or the error that stopped it. It keeps counters, never cells.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 import ray
@@ -62,7 +62,7 @@ class Drive:
         n_cells = sum(plan.n_cells for plan in ready)
         n_todo = sum(unit.stop - unit.start for unit in units)
         self.progress.start(n_cells, n_cells - n_todo)
-        seconds: list[Counter[str]] = [Counter() for _ in ready]
+        seconds: list[defaultdict[str, float]] = [defaultdict(float) for _ in ready]
         for number, plan in enumerate(ready):
             if not waiting[number]:
                 yield from self._finish(plan, shards[number], seconds[number])
@@ -75,7 +75,8 @@ class Drive:
             self.progress.advance(receipt.stop - receipt.start)
             self.cells_per_s = n_todo / (time.monotonic() - started)
             name = receipt.uri.rsplit("/", 1)[-1]
-            seconds[number].update(read=receipt.read_s, encode=receipt.encode_s, write=receipt.write_s)
+            for stage_name, spent in receipt.seconds.items():
+                seconds[number][stage_name] += spent
             _note(shards[number], name, receipt.sha256)
             waiting[number].discard(name)
             if not waiting[number] and number not in self._failed:
@@ -113,7 +114,7 @@ class Drive:
         there = set(storage.list_files(storage.join(self._folder(plan), schema.SCORES_DIR)))
         return {record.name for record in records} - there
 
-    def _finish(self, plan: DatasetPlan, shards: list[ShardRecord], seconds: Counter[str]) -> Iterator[Outcome]:
+    def _finish(self, plan: DatasetPlan, shards: list[ShardRecord], seconds: dict[str, float]) -> Iterator[Outcome]:
         """Start the dataset's last task; yields only when it can not even be started."""
         order = self.order
         job = Finishing(
@@ -133,8 +134,8 @@ class Drive:
         largest = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
         if memory > largest:
             msg = (
-                f"dataset {plan.source.dataset_id!r}: refining {plan.n_cells:,} cells takes about {memory / 1e9:.1f} GB and the "
-                f"largest node offers {largest / 1e9:.1f} GB; add a larger node or pass --refine none"
+                f"dataset {plan.source.dataset_id!r}: refining {plan.n_cells:,} cells takes {memory / 1e9:.1f} GB, "
+                f"the largest node offers {largest / 1e9:.1f} GB; add a larger node or pass --refine none"
             )
             yield plan.source.dataset_id, RefineError(msg)
             return

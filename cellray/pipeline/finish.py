@@ -1,8 +1,8 @@
 """One dataset from its written scores to its published output: refine, label, copy, manifest.
 
-Contract: the result is a pure function of the part files, the dataset and the refinement settings, so doing it again after a crash gives the
-same annotations. Files appear in the order annotations, view, annotated copy, manifest, ``_SUCCESS``. Memory is that of refinement, and
-without refinement that of one part.
+Contract: the result is a pure function of the part files, the dataset and the refinement settings, so doing it again
+after a crash gives the same annotations. Files appear in the order annotations, view, annotated copy, manifest,
+``_SUCCESS``. Memory is that of refinement, and without refinement that of one part.
 """
 
 import hashlib
@@ -125,7 +125,8 @@ def _hashed(job: Finishing, shard: ShardRecord) -> ShardRecord:
     if shard.sha256:
         return shard
     with storage.open_read(storage.join(job.folder, schema.SCORES_DIR, shard.name)) as file:
-        return shard.model_copy(update={"sha256": hashlib.file_digest(file, "sha256").hexdigest()})
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+    return shard.model_copy(update={"sha256": digest.hexdigest()})
 
 
 def _scored_rows(job: Finishing) -> np.ndarray:
@@ -159,7 +160,7 @@ def _refine(job: Finishing, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def _write_view(job: Finishing, scored: np.ndarray, points: np.ndarray | None) -> None:
-    """Lay out a sample of the cells in two dimensions, from the principal components or, without refinement, the embedding."""
+    """Lay out a sample of the cells in two dimensions, by principal components or, without refinement, embedding."""
     import pyarrow.parquet as pq
 
     from cellray.report import two_dimensional

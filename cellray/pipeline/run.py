@@ -1,8 +1,8 @@
 """One ``annotate`` run: check, inspect, stream, finish, report.
 
-Contract: settings, model, labels and inputs are checked before Ray starts or anything is written. What an earlier run left in the output
-folder is used as far as its names say that it is the same work, and redone otherwise. Datasets fail alone.
-It is not concerned with how a stage does its work.
+Contract: settings, model, labels and inputs are checked before Ray starts or anything is written. What an earlier run
+left in the output folder is used as far as its names say that it is the same work, and redone otherwise. Datasets
+fail alone. It is not concerned with how a stage does its work.
 """
 
 import platform
@@ -76,8 +76,8 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None) -> Ru
     Raises
     ------
     SettingError
-        Before any work, when a setting, the model, the label set, an input or the output folder is wrong, or another run holds the
-        output folder.
+        Before any work, when a setting, the model, the label set, an input or the output folder is wrong, or another
+        run holds the output folder.
     CellRayError
         When no dataset can be read at all.
     """

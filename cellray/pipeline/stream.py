@@ -1,11 +1,13 @@
 """Shards to part files as one Ray Data plan: read and tokenise (tasks) -> encode (actors) -> write (tasks).
 
-Contract: one row of the plan is one shard, hence one block and one output file, from descriptor to receipt. A shard's cells travel as one
-binary value, so that Ray Data can neither split nor merge them. A dataset that cannot be read or encoded comes out as a receipt
-with an error; it never stops the plan. Nothing is collected in the driver but receipts.
+Contract: one row of the plan is one shard, hence one block and one output file, from descriptor to receipt. A shard's
+cells travel as one binary value, so that Ray Data can neither split nor merge them. A dataset that cannot be read or
+encoded comes out as a receipt with an error; it never stops the plan. Nothing is collected in the driver but
+receipts.
 
-Verified against Ray 2.60: ``from_items`` with as many blocks as items keeps one row a block through ``map_batches(batch_size=1)``; an
-actor pool needs ``size`` and not a range (autoscaling pools stay at one actor); killed actors are restarted and their shard redone.
+Verified against Ray 2.60: ``from_items`` with as many blocks as items keeps one row a block through
+``map_batches(batch_size=1)``; an actor pool needs ``size`` and not a range (autoscaling pools stay at one actor);
+killed actors are restarted and their shard redone.
 """
 
 import logging
@@ -55,10 +57,18 @@ class Receipt:
     encode_s: float
     write_s: float
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage."""
+        return {"read": self.read_s, "encode": self.encode_s, "write": self.write_s}
+
 
 @dataclass(frozen=True)
 class Pool:
-    """The encoder actors: how many, and what each takes. On a CPU an actor reserves half of its threads, so that readers fit beside it."""
+    """The encoder actors: how many, and what each takes.
+
+    On a CPU an actor reserves half of its threads, so that readers fit beside it.
+    """
 
     size: int
     threads: int
@@ -91,7 +101,7 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
     shards = (
         ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units))
         .map_batches(
-            _read,
+            _read,  # type: ignore[arg-type]
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=_READ_CPUS,
@@ -112,7 +122,7 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
             fn_constructor_args=(scoring.model, scoring.texts, scoring.alpha, scoring.batch_tokens, pool.threads),
         )
         .map_batches(
-            _write,
+            _write,  # type: ignore[arg-type]
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=_WRITE_CPUS,
@@ -172,7 +182,7 @@ def _write(batch: pa.Table, *, labels: Sequence[str]) -> pa.Table:
 def _stage(
     batch: pa.Table, clock: str, error_class: type[CellRayError], work: Callable[[dict[str, Any]], Any]
 ) -> pa.Table:
-    """Apply ``work`` to the one unit of ``batch``: its result replaces the cells (a table) or is the file's hash (text)."""
+    """Apply ``work`` to the one unit of ``batch``: its table becomes the unit's cells, its text the file's hash."""
     defaults = {
         "sha256": "",
         "error_code": "",

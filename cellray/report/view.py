@@ -12,7 +12,7 @@ import pyarrow as pa
 from cellray import schema
 
 _NEIGHBORS = 15
-_FEWEST = 10
+_FEWEST = 50
 """Below this many cells a layout says less than the first two columns do."""
 
 
@@ -33,7 +33,7 @@ def two_dimensional(points: np.ndarray, rows: np.ndarray, *, max_cells: int = 50
     Returns
     -------
     pyarrow.Table
-        ``schema.view()``, sorted by row. Fewer than 10 cells get the first two columns of ``points``.
+        ``schema.view()``, sorted by row. Fewer than 50 cells get the first two columns of ``points``.
     """
     known = np.flatnonzero(np.isfinite(points).all(axis=1))
     chosen = known[np.random.default_rng(seed).permutation(known.size)[:max_cells]]

@@ -1,7 +1,7 @@
 """Which cells share a batch: neighbours in length, as many as a token budget holds.
 
-Contract: every cell is in exactly one batch, and a padded batch never holds more than ``budget`` tokens unless a single cell
-does. It knows lengths only, neither tokens nor models.
+Contract: every cell is in exactly one batch, and a padded batch never holds more than ``budget`` tokens unless a
+single cell does. It knows lengths only, neither tokens nor models.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Rank-value tokens of Geneformer and LangCell: a cell is its genes, ordered by count over the gene's corpus median.
 
-Contract: the tokens of a cell are a pure function of its own row. It adds no CLS or padding token (the encoder does) and it does
-not select genes: columns of the matrix are the model's genes, in the order of ``tokens`` and ``medians``.
+Contract: the tokens of a cell are a pure function of its own row. It adds no CLS or padding token (the encoder does)
+and it does not select genes: columns of the matrix are the model's genes, in the order of ``tokens`` and ``medians``.
 
 Deviations from the LangCell repository:
 
@@ -46,8 +46,8 @@ def rank_tokens(
     Notes
     -----
     Precision follows upstream, so that near-ties fall the same way: the two operations before the division by the
-    float64 median are float32. Positive floats order as their bit patterns do, so one counting pass over the leading bits followed
-    by an insertion sort within the few cells of a bin replaces a comparison sort.
+    float64 median are float32. Positive floats order as their bit patterns do, so one counting pass over the leading
+    bits followed by an insertion sort within the few cells of a bin replaces a comparison sort.
     """
     lengths = np.minimum(np.diff(counts.indptr), max_genes)
     offsets = np.zeros(len(lengths) + 1, np.int64)
@@ -71,7 +71,7 @@ def rank_tokens(
 
 
 @njit(cache=True, nogil=True)
-def _rank_rows(indptr, indices, data, n_counts, tokens, medians, offsets, flat):  # type: ignore[no-untyped-def]
+def _rank_rows(indptr, indices, data, n_counts, tokens, medians, offsets, flat):
     n_rows = len(indptr) - 1
     widest = 0
     for row in range(n_rows):

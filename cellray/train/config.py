@@ -14,7 +14,7 @@ class _Strict(BaseModel):
 
 
 class HoldOut(_Strict):
-    """Cells never trained on: a ``fraction`` chosen by hash of the cell name, or the given ``values`` of obs column ``key``."""
+    """Cells never trained on: a ``fraction`` by hash of the cell name, or the ``values`` of obs column ``key``."""
 
     fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     key: str | None = None

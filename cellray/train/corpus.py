@@ -20,7 +20,7 @@ _FEWEST_GENES = 5
 
 @dataclass(frozen=True)
 class Corpus:
-    """Ragged uint16 tokens ``flat[offsets[i]:offsets[i + 1]]`` with (n,) label, dataset number and held-out flag of each cell."""
+    """Ragged uint16 tokens ``flat[offsets[i]:offsets[i + 1]]``; (n,) label, dataset number and held-out flag."""
 
     flat: np.ndarray
     offsets: np.ndarray
@@ -68,7 +68,7 @@ class Batch:
 
 
 def held_out(rule: HoldOut, cell_ids: Sequence[str], groups: Sequence[str] | None) -> np.ndarray:
-    """Return the (n,) flag of cells that ``rule`` keeps from training. The choice depends on the cell's name or group alone."""
+    """Return the (n,) flag of cells that ``rule`` keeps from training; it depends on a cell's name or group alone."""
     if rule.values:
         return np.isin(np.asarray(groups, dtype=object).astype(str), rule.values)
     draws = [int.from_bytes(hashlib.sha256(cell.encode()).digest()[:4]) / 2**32 for cell in cell_ids]

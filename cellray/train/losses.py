@@ -11,8 +11,8 @@ from torch.nn import functional as F
 def contrastive(cells: Tensor, texts: Tensor, relations: Tensor, temperature: float) -> Tensor:
     """Symmetric InfoNCE between (b, d) cells and (t, d) distinct texts, both of unit length.
 
-    ``relations`` (b, t): 1 for the cell's text, -1 for a negative, 0 for a pair left out. Text to cell has several positives, whose
-    log-probabilities are averaged.
+    ``relations`` (b, t): 1 for the cell's text, -1 for a negative, 0 for a pair left out. Text to cell has several
+    positives, whose log-probabilities are averaged.
     """
     logits = (cells @ texts.T / temperature).masked_fill(relations == 0, -torch.inf)
     target = relations == 1
@@ -43,5 +43,5 @@ def matching(logits: Tensor, valid: Tensor) -> Tensor:
 
 
 def masked_genes(states: Tensor, genes: Tensor, embedding: Tensor, bias: Tensor) -> Tensor:
-    """Cross-entropy of (m, d) states at masked positions against the (m,) genes there, through the tied (v, d) embedding."""
+    """Cross-entropy of (m, d) states at masked positions against the (m,) genes there; (v, d) embedding is tied."""
     return F.cross_entropy(states @ embedding.T + bias, genes)

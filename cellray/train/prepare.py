@@ -1,8 +1,9 @@
 """Labelled ``.h5ad`` files to a training corpus, with the gene table and medians that the model will carry.
 
-Contract: genes, medians and labels come from training cells alone; held-out cells are only tokenised. Training sets are read into
-memory one at a time (unlike annotation, which streams): a set for pre-training fits. It expects raw counts in ``X``, Ensembl ids in
-``var["ensembl_id"]`` and Cell Ontology ids in the obs column that the configuration names.
+Contract: genes, medians and labels come from training cells alone; held-out cells are only tokenised. Training sets
+are read into memory one at a time (unlike annotation, which streams): a set for pre-training fits. It expects raw
+counts in ``X``, Ensembl ids in ``var["ensembl_id"]`` and Cell Ontology ids in the obs column that the configuration
+names.
 """
 
 from collections.abc import Callable
@@ -105,7 +106,7 @@ def read_cells(folder: Path, entry: TrainingSet) -> Cells:
 
 
 def gene_table(sets: list[Cells], min_cells: int) -> pa.Table:
-    """Genes found in at least ``min_cells`` training cells, with the median of their non-zero counts per ten thousand."""
+    """Genes of at least ``min_cells`` training cells, with the median of their non-zero counts per ten thousand."""
     values: dict[str, list[np.ndarray]] = {}
     for cells in sets:
         training = cells.counts[~cells.held_out]

@@ -32,7 +32,7 @@ from cellray.train.terms import Terms
 
 @dataclass(frozen=True)
 class TrainingInput:
-    """What every worker needs: the run's settings, cells, terms, tokenised term texts and the gene vocabulary's size."""
+    """What every worker needs: settings, cells, terms, tokenised term texts and the sizes of both vocabularies."""
 
     config: PretrainConfig
     corpus: Corpus
@@ -120,7 +120,7 @@ def held_out_accuracy(model: LangCell, given: TrainingInput) -> float:
 
 
 def train_worker(loop: dict[str, TrainingInput]) -> None:
-    """Run the loop of ``loop["given"]`` on one Ray Train worker, resuming from the latest checkpoint when there is one."""
+    """Run the loop of ``loop["given"]`` on one Ray Train worker, from the latest checkpoint when there is one."""
     import ray.train
     from ray.train.torch import prepare_model
 

@@ -1,8 +1,8 @@
 """Which label texts a cell may be paired with during training, from the Cell Ontology's is-a relation.
 
-A cell is trained against its own term and, now and then, against an ancestor of it, so that coarse label sets work too. A text that is
-true of a cell without being the chosen one (an ancestor, or a descendant that it might be) is no negative and is left out;
-only another *training label* that is an ancestor counts against the cell's own, finer one.
+A cell is trained against its own term and, now and then, against an ancestor of it, so that coarse label sets work
+too. A text that is true of a cell without being the chosen one (an ancestor, or a descendant that it might be) is no
+negative and is left out; only another *training label* that is an ancestor counts against the cell's own, finer one.
 """
 
 from collections.abc import Callable

@@ -3,14 +3,14 @@
 Three ratios, each measured within one run on made-up cells:
 
 ``rss_ratio``
-    Peak resident memory of the driver plus that of the largest worker, annotating 80,000 cells over 8,000, same shard size, without
-    refinement (whose memory is that of a dataset, not of a shard). Goal: at most 1.15.
+    Peak resident memory of the driver plus that of the largest worker, annotating 80,000 cells over 8,000, same shard
+    size, without refinement (whose memory is that of a dataset, not of a shard). Goal: at most 1.15.
 ``pipeline_efficiency``
-    Cells per second through Ray Data, from the first shard written to the last, over a bare loop of the same scorer on the same tokens
-    with the same threads. Goal: at least 0.85.
+    Cells per second through Ray Data, from the first shard written to the last, over a bare loop of the same scorer
+    on the same tokens with the same threads. Goal: at least 0.85.
 ``tokenise_ratio``
-    Seconds of a per-row ``numpy.argsort`` (stable, so that tokens are equal) over ours, same matrix, one core. Goal: at least 3.
-    ``tokenise_ratio_unstable`` compares with NumPy's default, whose order of ties is undefined.
+    Seconds of a per-row ``numpy.argsort`` (stable, so that tokens are equal) over ours, same matrix, one core. Goal:
+    at least 3. ``tokenise_ratio_unstable`` compares with NumPy's default, whose order of ties is undefined.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def tokenise_ratio(
 
 
 def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
-    """Stream shards through Ray Data and through a plain loop; the model is big enough for the encoder to be what costs."""
+    """Stream shards through Ray Data and through a plain loop; the encoder is what costs."""
     import ray
     import torch
 
@@ -118,10 +118,8 @@ def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
     plan = inspect_dataset(find_sources([str(cells)])[0], genes)
     texts = tuple(label["text"] for label in checkpoint.labels)
-    scoring = Scoring(
-        str(model), genes.tokens, genes.medians, 127, tuple(l["name"] for l in checkpoint.labels), texts, 0.2, 32768, 20
-    )  # noqa: E741
-
+    names = tuple(label["name"] for label in checkpoint.labels)
+    scoring = Scoring(str(model), genes.tokens, genes.medians, 127, names, texts, 0.2, 32768, 20)
     units = [
         Unit(0, start, start + _SHARD_CELLS, str(folder / "parts" / f"part-{start}.parquet"))
         for start in range(0, plan.n_cells, _SHARD_CELLS)

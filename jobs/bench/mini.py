@@ -1,9 +1,9 @@
-"""How good a model is on cells it never saw, beside two plain baselines: ``python -m jobs.bench.mini --data DIR [--model mini] [--json]``.
+"""How good a model is on unseen cells, beside two plain baselines: ``python -m jobs.bench.mini --data DIR [--json]``.
 
-The split is the one of the training configuration. Two measures: for each training set, accuracy and macro-F1 of the exact label on its
-held-out cells; for an independent set (``--independent``), the share of cells put into the right lineage (B, T or NK, myeloid), whatever the
-label within it, because its authors used other labels. No refinement. The baselines see the training cells' log-normalised counts over the
-genes that the evaluated set shares with them.
+The split is the one of the training configuration. Two measures: for each training set, accuracy and macro-F1 of the
+exact label on its held-out cells; for an independent set (``--independent``), the share of cells put into the right
+lineage (B, T or NK, myeloid), whatever the label within it, because its authors used other labels. No refinement. The
+baselines see the training cells' log-normalised counts over the genes that the evaluated set shares with them.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def call(checkpoint: Checkpoint, cells: Cells, chosen: np.ndarray, alpha: float)
 
 
 def baselines(sets: list[Cells], cells: Cells, chosen: np.ndarray) -> dict[str, list[str]]:
-    """Label ids that a nearest centroid and a logistic regression give, fitted on all training cells over the shared genes."""
+    """Label ids by nearest centroid and by logistic regression, fitted on all training cells over the shared genes."""
     shared = sorted(set(cells.genes).intersection(*[set(one.genes) for one in sets]))
     training = [~one.held_out & (one.labels != "") for one in sets]
     x = sparse.vstack(

@@ -1,9 +1,10 @@
-"""Made-up cells and models of any size, for benchmarks and tests that need no real data: a few cell types with genes of their own.
+"""Made-up cells and models of any size, for benchmarks and tests: a few cell types with genes of their own.
 
 Everything is a pure function of the arguments and the seed.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ def write_model(
     wordpiece.train_from_iterator(texts, vocab_size=200, min_frequency=1, show_progress=False)
     tokenizer = Tokenizer.from_str(wordpiece.to_str())
     cls_token = n_genes + _FIRST_GENE
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,

@@ -29,13 +29,13 @@ def annotations(out, dataset_id):
 
 
 def test_outputs(cells, tiny_model, tmp_path):
-    result = run([cells], tmp_path / "out", tiny_model, shard_cells=40, k=5)
+    result = run([cells], tmp_path / "out", tiny_model, shard_cells=16, k=5)
     assert result.exit_code == 0
     folder = tmp_path / "out" / "datasets" / "cells"
     manifest = manifests.read(str(folder))
-    assert (manifest.n_cells, manifest.n_rejected) == (120, 3)
+    assert (manifest.n_cells, manifest.n_rejected) == (48, 3)
     assert manifest.rejects == {"empty_cell": 1, "too_few_genes": 2}
-    assert [(shard.start, shard.stop) for shard in manifest.shards] == [(0, 40), (40, 80), (80, 120)]
+    assert [(shard.start, shard.stop) for shard in manifest.shards] == [(0, 16), (16, 32), (32, 48)]
     assert sorted(path.name for path in (folder / "scores").iterdir()) == sorted(
         shard.name for shard in manifest.shards
     )
@@ -52,15 +52,15 @@ def test_outputs(cells, tiny_model, tmp_path):
     copy = anndata.read_h5ad(tmp_path / "out" / "cells.h5ad")
     before = anndata.read_h5ad(cells)
     assert (copy.X != before.X).nnz == 0
-    assert copy.obs["cellray_status"].value_counts().to_dict() == {"annotated": 117, "rejected": 3}
+    assert copy.obs["cellray_status"].value_counts().to_dict() == {"annotated": 45, "rejected": 3}
     assert [
         value or None
         for value in copy.obs["cellray_cell_type"].astype(object).where(copy.obs["cellray_cell_type"].notna(), None)
     ] == table[schema.CELL_TYPE].to_pylist()
-    assert copy.obsm["X_langcell"].shape == (120, 256)
+    assert copy.obsm["X_langcell"].shape == (48, 256)
     assert copy.uns["cellray"]["model_digest"]
     run_record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert run_record["settings"]["shard_cells"] == 40
+    assert run_record["settings"]["shard_cells"] == 16
     assert run_record["versions"]["ray"]
     assert "<html" in (tmp_path / "out" / "report.html").read_text()
     assert not (tmp_path / "out" / schema.LOCK_FILE).exists() or RunLock(str(tmp_path / "out"), "next").__enter__()
@@ -68,16 +68,16 @@ def test_outputs(cells, tiny_model, tmp_path):
 
 def test_again_does_nothing_and_other_settings_redo_what_they_must(cells, tiny_model, tmp_path):
     out = tmp_path / "out"
-    run([cells], out, tiny_model, shard_cells=40)
+    run([cells], out, tiny_model, shard_cells=16)
     folder = out / "datasets" / "cells"
     parts = {path.name: path.stat().st_mtime_ns for path in (folder / "scores").iterdir()}
     first = (folder / "annotations.parquet").stat().st_mtime_ns
-    run([cells], out, tiny_model, shard_cells=40)
+    run([cells], out, tiny_model, shard_cells=16)
     assert (folder / "annotations.parquet").stat().st_mtime_ns == first
-    run([cells], out, tiny_model, shard_cells=40, lam=5.0)
+    run([cells], out, tiny_model, shard_cells=16, lam=5.0)
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "scores").iterdir()} == parts
     assert manifests.read(str(folder)).refinement["lam"] == 5.0
-    run([cells], out, tiny_model, shard_cells=40, alpha=0.5, refine="none")
+    run([cells], out, tiny_model, shard_cells=16, alpha=0.5, refine="none")
     assert not parts.keys() & {path.name for path in (folder / "scores").iterdir()}
     assert manifests.read(str(folder)).refinement is None
     assert set(annotations(out, "cells")[schema.SOURCE].to_pylist()) == {"encoder", None}
@@ -85,14 +85,14 @@ def test_again_does_nothing_and_other_settings_redo_what_they_must(cells, tiny_m
 
 def test_a_lost_part_and_a_lost_manifest_come_back_as_they_were(cells, tiny_model, tmp_path):
     out = tmp_path / "out"
-    run([cells], out, tiny_model, shard_cells=40)
+    run([cells], out, tiny_model, shard_cells=16)
     folder = out / "datasets" / "cells"
     before = (folder / "annotations.parquet").read_bytes()
     parts = sorted((folder / "scores").iterdir())
     part = parts[1].read_bytes()
     parts[1].unlink()
     (folder / "_SUCCESS").unlink()
-    run([cells], out, tiny_model, shard_cells=40)
+    run([cells], out, tiny_model, shard_cells=16)
     assert parts[1].read_bytes() == part
     assert (folder / "annotations.parquet").read_bytes() == before
 
@@ -132,7 +132,7 @@ def test_damage_found_while_reading_fails_that_dataset_alone(cells, tiny_model, 
     shutil.copy(cells, bad)
     with h5py.File(bad, "r+") as file:
         file["X/indices"][-1] = 1 << 30
-    result = run([cells, bad], tmp_path / "out", tiny_model, shard_cells=40)
+    result = run([cells, bad], tmp_path / "out", tiny_model, shard_cells=16)
     assert result.exit_code == 3
     assert list(result.failed) == ["bad"]
     assert not (tmp_path / "out" / "datasets" / "bad" / "_SUCCESS").exists()
@@ -147,11 +147,11 @@ def test_other_forms_give_the_same_labels(cells, tiny_model, tmp_path, kind):
     elif kind == "dense":
         data.X = data.X.toarray()
     data.write_zarr(path) if kind == "zarr" else data.write_h5ad(path)
-    run([cells], tmp_path / "a", tiny_model, shard_cells=50)
-    run([path], tmp_path / "b", tiny_model, shard_cells=50)
+    run([cells], tmp_path / "a", tiny_model, shard_cells=20)
+    run([path], tmp_path / "b", tiny_model, shard_cells=20)
     a, b = annotations(tmp_path / "a", "cells"), annotations(tmp_path / "b", "other")
     assert a.equals(b)
-    assert anndata.read_h5ad(tmp_path / "b" / "other.h5ad").obs["cellray_status"].value_counts()["annotated"] == 117
+    assert anndata.read_h5ad(tmp_path / "b" / "other.h5ad").obs["cellray_status"].value_counts()["annotated"] == 45
     assert not (tmp_path / "b" / "datasets" / "other" / "staged").exists()
 
 
@@ -168,8 +168,8 @@ def test_tenx_folder(cells, tiny_model, tmp_path):
     features = "".join(f"{gene}\t{gene}-symbol\tGene Expression\n" for gene in data.var["ensembl_id"])
     (folder / "features.tsv.gz").write_bytes(gzip.compress(features.encode()))
     (folder / "barcodes.tsv.gz").write_bytes(gzip.compress("\n".join(data.obs_names).encode() + b"\n"))
-    run([cells], tmp_path / "a", tiny_model, shard_cells=50)
-    run([folder], tmp_path / "b", tiny_model, shard_cells=50)
+    run([cells], tmp_path / "a", tiny_model, shard_cells=20)
+    run([folder], tmp_path / "b", tiny_model, shard_cells=20)
     a, b = annotations(tmp_path / "a", "cells"), annotations(tmp_path / "b", "sample1")
     assert a[schema.CELL_TYPE].equals(b[schema.CELL_TYPE])
     copy = anndata.read_h5ad(tmp_path / "b" / "sample1.h5ad")
@@ -182,8 +182,8 @@ def test_s3_in_and_out(cells, tiny_model, tmp_path, s3):
 
     fs = s3fs.S3FileSystem()
     fs.put(str(cells), f"{s3}/in/cells.h5ad")
-    run([cells], tmp_path / "a", tiny_model, shard_cells=50)
-    result = run([f"{s3}/in/*.h5ad"], f"{s3}/out", tiny_model, shard_cells=50)
+    run([cells], tmp_path / "a", tiny_model, shard_cells=20)
+    result = run([f"{s3}/in/*.h5ad"], f"{s3}/out", tiny_model, shard_cells=20)
     assert result.exit_code == 0
     with fs.open(f"{s3}/out/datasets/cells/annotations.parquet") as file:
         assert pq.read_table(file).equals(annotations(tmp_path / "a", "cells"))
@@ -206,7 +206,7 @@ def test_labels_of_the_user(cells, tiny_model, tmp_path):
 def test_a_dataset_without_a_single_good_cell(cells, tiny_model, tmp_path):
     result = run([cells], tmp_path / "out", tiny_model, min_genes=100_000)
     assert result.exit_code == 0
-    assert result.summary()["n_rejected"] == 120
+    assert result.summary()["n_rejected"] == 48
 
 
 def test_a_single_good_cell(cells, tiny_model, tmp_path):

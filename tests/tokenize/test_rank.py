@@ -1,5 +1,7 @@
 """Rank tokens against a plain argsort loop, the official tokens, and their own invariants."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ def loop(counts, n_counts, tokens, medians, max_genes):
 
 
 def split(flat, offsets):
-    return [flat[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [flat[a:b] for a, b in pairwise(offsets)]
 
 
 @settings(max_examples=60, deadline=None)

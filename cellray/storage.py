@@ -68,6 +68,11 @@ def join(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts]) if parts else root
 
 
+def absolute(uri: str) -> str:
+    """Return ``uri`` so that it means the same in a process with another working directory."""
+    return str(Path(filesystem(uri)[1]).absolute()) if is_local(uri) else uri
+
+
 @network_errors()
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""

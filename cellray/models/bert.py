@@ -158,7 +158,7 @@ class Bert(nn.Module):
     @property
     def layers(self) -> list[Layer]:
         """The layers in order."""
-        return cast(list[Layer], self.encoder["layer"])
+        return cast("list[Layer]", self.encoder["layer"])
 
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Encode (b, l) int64 ids; ``mask`` (b, l) is true at tokens and false at padding, None without padding."""

@@ -34,7 +34,7 @@ from cellray.models.langcell import LangCell, LangCellConfig
 
 FORMAT = "cellray-langcell"
 FILES = ("config.json", "model.safetensors", "genes.parquet", "symbols.parquet", "tokenizer.json", "labels.json")
-_BUNDLED = {"mini": Path(__file__).parent / "mini"}
+BUNDLED = {"mini": Path(__file__).parent / "mini"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Checkpoint:
 
 def locate(model: str) -> str:
     """Return the folder of ``model``: a bundled name, a local path or an ``s3://`` URI; else a ``ModelError``."""
-    if model in _BUNDLED:
-        return str(_BUNDLED[model])
+    if model in BUNDLED:
+        return str(BUNDLED[model])
     try:
         found = storage.exists(storage.join(model, "config.json"))
         official = not found and storage.exists(storage.join(model, "cell_proj.bin"))
@@ -82,7 +82,7 @@ def locate(model: str) -> str:
         msg = f"model {model!r} is an official LangCell checkpoint; convert it once with `cellray convert-model`"
         raise ModelError(msg)
     if not found:
-        msg = f"model {model!r}: no config.json there; give one of {sorted(_BUNDLED)} or a folder made by convert-model"
+        msg = f"model {model!r}: no config.json there; give one of {sorted(BUNDLED)} or a folder made by convert-model"
         raise ModelError(msg)
     return model
 

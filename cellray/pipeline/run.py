@@ -83,6 +83,7 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None) -> Ru
     """
     started = time.monotonic()
     progress = progress or Silent()
+    settings = settings.model_copy(update={"out": storage.absolute(settings.out)})
     checkpoint = checkpoints.load(settings.model)
     labels = label_set(settings, checkpoint)
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
@@ -91,12 +92,12 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None) -> Ru
     plans, errors = _inspect(sources, genes, settings, progress)
     if not plans:
         raise _all_failed(errors)
-    with RunLock(settings.out, run_id):
+    with RunLock(settings.out, run_id) as lock:
         run = _Run(settings, run_id, checkpoint, labels, progress)
         run.record([source.dataset_id for source in sources])
         for dataset_id, error in errors.items():
             run.fail(dataset_id, error)
-        run.work(plans)
+        run.work(plans, lock)
         result = run.result
         result.seconds = time.monotonic() - started
         run.record([source.dataset_id for source in sources])
@@ -207,7 +208,7 @@ class _Run:
         storage.put_json(storage.join(self.folder(dataset_id), schema.ERROR_FILE), failure)
         self.progress.say(f"failed: {message}")
 
-    def work(self, plans: list[DatasetPlan]) -> None:
+    def work(self, plans: list[DatasetPlan], lock: RunLock) -> None:
         """Score and finish what is not finished yet."""
         todo = []
         for plan in plans:
@@ -226,6 +227,7 @@ class _Run:
         with ray_session(self.settings.address) as resources:
             drive = Drive(self._work_order(), resources, self.progress)
             for dataset_id, outcome in drive.run(todo):
+                lock.check()
                 if isinstance(outcome, Manifest):
                     self.result.finished[dataset_id] = outcome
                     self.progress.say(
@@ -243,7 +245,8 @@ class _Run:
             shard_cells=settings.shard_cells,
             encoders=settings.encoders,
             scoring=Scoring(
-                model=settings.model,
+                # A bundled model lies where the worker's package is, any other at the same place for all.
+                model=settings.model if settings.model in checkpoints.BUNDLED else storage.absolute(settings.model),
                 tokens=checkpoint.genes[schema.TOKEN].to_numpy(),
                 medians=checkpoint.genes[schema.MEDIAN].to_numpy(),
                 max_genes=checkpoint.config.max_tokens - 1,

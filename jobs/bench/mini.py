@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--alpha", type=float, default=0.2)
     parser.add_argument("--independent", default="datasets/pbmc_kang2018_1267genes.h5ad")
+    parser.add_argument("--label-key", default="cell_type_ontology_id", help="of the independent set")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     try:
@@ -63,7 +64,7 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     config = PretrainConfig.read(given.config)
     checkpoint = checkpoints.load(given.model)
     sets = [read_cells(given.data, entry) for entry in config.sets]
-    independent = read_cells(given.data, TrainingSet(file=given.independent))
+    independent = read_cells(given.data, TrainingSet(file=given.independent, label_key=given.label_key))
     rows = []
     for entry, cells in zip(config.sets, sets, strict=True):
         chosen = cells.held_out & (cells.labels != "")

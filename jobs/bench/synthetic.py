@@ -47,9 +47,12 @@ def write_cells(path: Path, n_cells: int, n_genes: int, genes_per_cell: int, see
     values = 1 + rng.geometric(0.5, columns.shape)
     rows = np.repeat(np.arange(n_cells), genes_per_cell)
     counts = sparse.coo_matrix((values.ravel().astype(np.float32), (rows, columns.ravel())), (n_cells, n_genes))
-    obs = pd.DataFrame(
-        {"cell_type": pd.Categorical(np.array(list(TYPES))[kind])}, [f"cell{row}" for row in range(n_cells)]
-    )
+    names, terms = np.array(list(TYPES)), np.array(list(TYPES.values()))
+    columns_of_obs = {
+        "cell_type": pd.Categorical(names[kind]),
+        "cell_type_ontology_term_id": pd.Categorical(terms[kind]),
+    }
+    obs = pd.DataFrame(columns_of_obs, [f"cell{row}" for row in range(n_cells)])
     var = pd.DataFrame({schema.ENSEMBL_ID: gene_ids(n_genes)}, [f"GENE{number}" for number in range(n_genes)])
     anndata.AnnData(counts.tocsr(), obs, var).write_h5ad(path)
     return path

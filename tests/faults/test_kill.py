@@ -1,0 +1,128 @@
+"""Killed drivers, killed encoders, full disks: the same command again ends where an undisturbed run would have."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from cellray.errors import CellRayError
+from cellray.pipeline import annotate
+from cellray.settings import AnnotateSettings
+from jobs.bench.synthetic import write_cells
+
+pytestmark = pytest.mark.faults
+N_SHARDS = 20
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    return write_cells(tmp_path_factory.mktemp("many") / "many.h5ad", N_SHARDS * 400, 300, 60)
+
+
+def settings(many, out, tiny_model, **more):
+    return AnnotateSettings.checked(inputs=(str(many),), out=str(out), model=str(tiny_model), shard_cells=400, **more)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many, tiny_model, tmp_path_factory, ray):
+    out = tmp_path_factory.mktemp("undisturbed")
+    annotate(settings(many, out, tiny_model, refine="none"))
+    return (out / "datasets" / "many" / "annotations.parquet").read_bytes()
+
+
+def command(many, out, tiny_model):
+    options = ["--out", out, "--model", tiny_model, "--shard-cells", "400", "--refine", "none"]
+    return [sys.executable, "-m", "cellray.cli", "annotate", *map(str, [many, *options])]
+
+
+def wait_for(condition, limit_s=240):
+    until = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < until, "took too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(600)
+def test_driver_killed_twice(many, tiny_model, tmp_path, undisturbed):
+    out = tmp_path / "out"
+    scores = out / "datasets" / "many" / "scores"
+
+    def parts():
+        return {path.name: path.stat().st_mtime_ns for path in scores.glob("part-*")} if scores.is_dir() else {}
+
+    for wanted in (3, 9):
+        driver = subprocess.Popen(command(many, out, tiny_model), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        wait_for(lambda: len(parts()) >= wanted or driver.poll() is not None)  # noqa: B023
+        assert driver.poll() is None, "the run ended before it could be killed"
+        driver.kill()
+        driver.wait()
+        assert not (out / "datasets" / "many" / "_SUCCESS").exists()
+        kept = parts()
+    assert len(kept) < N_SHARDS
+    ended = subprocess.run(command(many, out, tiny_model), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert (out / "datasets" / "many" / "annotations.parquet").read_bytes() == undisturbed
+    after = parts()
+    assert len(after) == N_SHARDS
+    # Workers of the killed driver may have published once more before they noticed; no other part is written again.
+    redone = [name for name, when in kept.items() if after[name] != when]
+    assert len(redone) <= 1
+
+
+@pytest.mark.timeout(600)
+def test_sigterm_is_resumable(many, tiny_model, tmp_path, undisturbed):
+    out = tmp_path / "out"
+    driver = subprocess.Popen(
+        command(many, out, tiny_model), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    scores = out / "datasets" / "many" / "scores"
+    wait_for(lambda: (scores.is_dir() and any(scores.glob("part-*"))) or driver.poll() is not None)
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 143
+    assert "run the same command again" in err.splitlines()[-1]
+    ended = subprocess.run(command(many, out, tiny_model), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert (out / "datasets" / "many" / "annotations.parquet").read_bytes() == undisturbed
+
+
+@pytest.mark.timeout(600)
+def test_encoder_killed(many, tiny_model, tmp_path, undisturbed):
+    out = tmp_path / "out"
+    found = []
+    run = threading.Thread(target=lambda: found.append(annotate(settings(many, out, tiny_model, refine="none"))))
+    run.start()
+    scores = out / "datasets" / "many" / "scores"
+    wait_for(lambda: scores.is_dir() and len(list(scores.glob("part-*"))) >= 2)
+    encoders = [one.pid for one in psutil.process_iter(["name"]) if "MapWorker" in (one.info["name"] or "")]
+    assert encoders
+    for pid in encoders:
+        os.kill(pid, signal.SIGKILL)
+    run.join()
+    assert found
+    assert found[0].exit_code == 0
+    assert (out / "datasets" / "many" / "annotations.parquet").read_bytes() == undisturbed
+
+
+@pytest.mark.usefixtures("ray")
+def test_full_disk(cells, tiny_model, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        with pytest.raises(CellRayError, match="No space left") as raised:
+            annotate(AnnotateSettings.checked(inputs=(str(cells),), out=str(disk / "out"), model=str(tiny_model)))
+        assert raised.value.exit_code == 1
+        assert not (disk / "out" / "datasets" / "cells" / "_SUCCESS").exists()
+        assert not list((disk / "out").rglob(".tmp-*"))
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,154 @@
+"""The pre-training job on a local Ray: it learns, survives a killed worker, and leaves a model that annotates."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from cellray.errors import SettingError
+from cellray.models import checkpoints
+from cellray.train.config import HoldOut, PretrainConfig
+from cellray.train.corpus import Corpus, Sampler, held_out
+from cellray.train.terms import Terms
+from jobs import pretrain
+from jobs.bench.synthetic import TYPES, write_cells
+
+SIZES = {"hidden": 16, "layers": 2, "heads": 2, "ffn": 32, "dropout": 0.1}
+CONFIG = {
+    "name": "small",
+    "sets": [{"file": "cells.h5ad", "label_key": "cell_type_ontology_term_id", "hold_out": {"fraction": 0.25}}],
+    "min_gene_cells": 2,
+    "text_vocab": 300,
+    "cell": {**SIZES, "max_tokens": 32},
+    "text": {**SIZES, "max_tokens": 16},
+    "steps": 60,
+    "warmup_steps": 5,
+    "batch_cells": 32,
+    "learning_rate": 5e-3,
+    "checkpoint_steps": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_cells(folder / "cells.h5ad", 400, 200, 40)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return folder
+
+
+def train(data, out, runs):
+    given = ["--config", data / "config.yaml", "--data", data, "--out", out, "--runs", runs, "--threads", 1]
+    return pretrain.main([str(part) for part in given])
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory, ray):
+    out = tmp_path_factory.mktemp("trained")
+    assert train(data, out / "model", out / "runs") == 0
+    return out / "model"
+
+
+def test_it_learns(trained, data, capsys):
+    from jobs.bench import mini
+
+    given = [
+        "--data",
+        data,
+        "--config",
+        data / "config.yaml",
+        "--model",
+        trained,
+        "--label-key",
+        CONFIG["sets"][0]["label_key"],
+    ]
+    assert mini.main([*map(str, given), "--independent", "cells.h5ad", "--json"]) == 0
+    rows = yaml.safe_load(capsys.readouterr().out)
+    assert rows[0]["model_accuracy"] > 0.6  # four types: chance is 0.25
+    assert rows[0]["cells"] < 150
+
+
+def test_the_model_folder_is_whole(trained):
+    loaded = checkpoints.load(str(trained))
+    assert {label["term_id"] for label in loaded.labels} == set(TYPES.values())
+    assert (loaded.genes["median"].to_numpy() > 0).all()
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_worker_changes_nothing(data, trained, tmp_path):
+    done = threading.Event()
+    killed = []
+
+    def kill():
+        while not done.is_set() and not killed:
+            if list((tmp_path / "runs").rglob("training.safetensors")):
+                for one in psutil.process_iter(["name"]):
+                    if "RayTrainWorker" in (one.info["name"] or ""):
+                        os.kill(one.pid, signal.SIGKILL)
+                        killed.append(one.pid)
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        assert train(data, tmp_path / "model", tmp_path / "runs") == 0
+    finally:
+        done.set()
+        killer.join()
+    assert killed
+    found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", trained))
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_batches_depend_on_the_step_alone():
+    rng = np.random.default_rng(0)
+    corpus = Corpus(
+        rng.integers(2, 50, 600).astype(np.uint16),
+        np.arange(0, 601, 20),
+        rng.integers(0, 3, 30),
+        np.zeros(30, int),
+        np.arange(30) < 10,
+    )
+    lines = {"a": {"a", "top"}, "b": {"b", "top"}, "c": {"c"}, "top": {"top"}}
+    terms = Terms.build(["a", "b", "c"], lambda term: frozenset(lines[term]), 0.9)
+    sampler = Sampler(corpus, terms, PretrainConfig(**CONFIG), 50)
+    first, again, other = sampler.batch(0, 7), sampler.batch(0, 7), sampler.batch(0, 8)
+    np.testing.assert_array_equal(first.ids, again.ids)
+    assert first.ids.shape != other.ids.shape or (first.ids != other.ids).any()
+    assert (first.relations[np.arange(len(first.target)), first.target] == 1).all()
+    assert (first.ids[:, 0] == 50).all()
+    assert not corpus.held_out[sampler.usable].any()
+
+
+def test_holding_out_depends_on_names_alone():
+    names = [f"cell{number}" for number in range(2000)]
+    flags = held_out(HoldOut(fraction=0.2), names, None)
+    assert 0.17 < flags.mean() < 0.23
+    np.testing.assert_array_equal(held_out(HoldOut(fraction=0.2), names[::-1], None), flags[::-1])
+    groups = ["x", "y", "x"]
+    assert held_out(HoldOut(key="donor", values=("x",)), names[:3], groups).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [({"stepz": 3}, "stepz"), ({"steps": "many"}, "steps"), ({"panel_share": 2}, "panel_share")]
+)
+def test_a_wrong_configuration(tmp_path, change, says):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, **change}))
+    with pytest.raises(SettingError, match=says):
+        PretrainConfig.read(path)
+
+
+def test_missing_data_is_one_line(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    assert pretrain.main(["--config", str(path), "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "--data" in err
+    assert err.count("\n") == 1

@@ -86,33 +86,24 @@ class RejectCode(StrEnum):
     TOO_FEW_GENES = "too_few_genes"
 
 
+_CELL: Final = (
+    (ROW, pa.int64()),
+    (CELL_ID, pa.string()),
+    (N_COUNTS, pa.float32()),
+    (N_GENES, pa.int32()),
+    (REJECT_CODE, pa.string()),
+)
+
+
 def token_shard() -> pa.Schema:
     """Cells on their way to the encoder: identity, quality and the ranked gene tokens without the CLS token."""
-    return pa.schema(
-        [
-            (ROW, pa.int64()),
-            (CELL_ID, pa.string()),
-            (N_COUNTS, pa.float32()),
-            (N_GENES, pa.int32()),
-            (REJECT_CODE, pa.string()),
-            (TOKENS, pa.list_(pa.uint16())),
-        ]
-    )
+    return pa.schema([*_CELL, (TOKENS, pa.list_(pa.uint16()))])
 
 
 def scores() -> pa.Schema:
     """One part file of encoder scores. The file's metadata key ``labels`` (JSON) orders ``probabilities``."""
-    return pa.schema(
-        [
-            (ROW, pa.int64()),
-            (CELL_ID, pa.string()),
-            (N_COUNTS, pa.float32()),
-            (N_GENES, pa.int32()),
-            (REJECT_CODE, pa.string()),
-            (PROBABILITIES, pa.list_(pa.float32())),
-            (EMBEDDING, pa.list_(pa.float16(), EMBEDDING_DIM)),
-        ]
-    )
+    embedding = pa.list_(pa.float16(), EMBEDDING_DIM)
+    return pa.schema([*_CELL, (PROBABILITIES, pa.list_(pa.float32())), (EMBEDDING, embedding)])
 
 
 def annotations() -> pa.Schema:

@@ -116,20 +116,7 @@ class Drive:
 
     def _finish(self, plan: DatasetPlan, shards: list[ShardRecord], seconds: dict[str, float]) -> Iterator[Outcome]:
         """Start the dataset's last task; yields only when it can not even be started."""
-        order = self.order
-        job = Finishing(
-            out=order.out,
-            plan=plan,
-            shards=tuple(shards),
-            labels=order.scoring.labels,
-            label_ids=order.label_ids,
-            scoring_key=order.scoring_key,
-            refining_key=order.refining_key,
-            refine=order.refine,
-            seconds=dict(seconds),
-            versions=order.versions,
-            record=order.record,
-        )
+        job = Finishing(self.order, plan, tuple(shards), dict(seconds))
         memory = job.memory_bytes()
         largest = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
         if memory > largest:

@@ -21,6 +21,7 @@ from cellray.errors import RefineError, WriteError, boundary
 from cellray.ingest import DatasetPlan, read_rows
 from cellray.ingest.reader import open_dataset
 from cellray.manifest import Manifest, ShardRecord
+from cellray.pipeline.order import WorkOrder
 from cellray.schema import Status
 
 _VIEW_CELLS = 5000
@@ -29,24 +30,17 @@ _PLAIN_BYTES = 1 << 30  # libraries and one part
 
 @dataclass(frozen=True)
 class Finishing:
-    """What finishing one dataset needs. ``seconds`` so far by stage; ``record`` goes into ``uns``."""
+    """What finishing one dataset needs: the run's order, the dataset, its parts and the seconds so far by stage."""
 
-    out: str
+    order: WorkOrder
     plan: DatasetPlan
     shards: tuple[ShardRecord, ...]
-    labels: tuple[str, ...]
-    label_ids: tuple[str, ...]
-    scoring_key: str
-    refining_key: str
-    refine: dict[str, Any] | None
     seconds: dict[str, float]
-    versions: dict[str, str]
-    record: dict[str, Any]
 
     @property
     def folder(self) -> str:
         """The dataset's folder."""
-        return storage.join(self.out, schema.DATASETS_DIR, self.plan.source.dataset_id)
+        return storage.join(self.order.out, schema.DATASETS_DIR, self.plan.source.dataset_id)
 
     @property
     def part_uris(self) -> list[str]:
@@ -55,11 +49,13 @@ class Finishing:
 
     def memory_bytes(self) -> int:
         """Upper estimate of what ``finish`` needs, for the scheduler."""
-        if self.refine is None:
+        if self.order.refine is None:
             return _PLAIN_BYTES
         from cellray.refine.grit import memory_bytes
 
-        return memory_bytes(self.plan.n_cells, len(self.labels), self.refine["k"], self.plan.matrix.nnz)
+        return memory_bytes(
+            self.plan.n_cells, len(self.order.scoring.labels), self.order.refine["k"], self.plan.matrix.nnz
+        )
 
 
 def finish(job: Finishing) -> Manifest:
@@ -70,7 +66,7 @@ def finish(job: Finishing) -> Manifest:
     started = time.perf_counter()
     scored = _scored_rows(job)
     refined = points = diagnostics = None
-    if job.refine is not None and len(scored):
+    if job.order.refine is not None and len(scored):
         refined, points, diagnostics = _refine(job, scored)
     seconds["refine"] = time.perf_counter() - started
 
@@ -83,7 +79,9 @@ def finish(job: Finishing) -> Manifest:
         for uri in job.part_uris:
             part = read_part(uri, columns)
             n = part[schema.REJECT_CODE].null_count
-            yield label_table(part, job.labels, job.label_ids, None if refined is None else refined[at : at + n])
+            yield label_table(
+                part, job.order.scoring.labels, job.order.label_ids, None if refined is None else refined[at : at + n]
+            )
             at += n
 
     counts = write_annotations(annotations, tables())
@@ -100,10 +98,10 @@ def finish(job: Finishing) -> Manifest:
         dataset_id=job.plan.source.dataset_id,
         source=job.plan.source.uri,
         content_hash=job.plan.content_hash,
-        scoring_key=job.scoring_key,
-        refining_key=job.refining_key,
-        labels=list(job.labels),
-        label_ids=list(job.label_ids),
+        scoring_key=job.order.scoring_key,
+        refining_key=job.order.refining_key,
+        labels=list(job.order.scoring.labels),
+        label_ids=list(job.order.label_ids),
         n_cells=job.plan.n_cells,
         n_annotated=counts.statuses[Status.ANNOTATED],
         n_abstained=counts.statuses[Status.ABSTAINED],
@@ -114,7 +112,7 @@ def finish(job: Finishing) -> Manifest:
         refinement=diagnostics,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         warnings=list(job.plan.warnings),
-        versions=job.versions,
+        versions=job.order.versions,
     )
     manifests.publish(job.folder, done)
     return done
@@ -144,7 +142,7 @@ def _refine(job: Finishing, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     from cellray.refine.grit import refine
     from cellray.write import read_part
 
-    p0 = np.empty((len(scored), len(job.labels)), np.float32)
+    p0 = np.empty((len(scored), len(job.order.scoring.labels)), np.float32)
     blocks, at = [], 0
     for uri, shard in zip(job.part_uris, job.shards, strict=True):
         part = read_part(uri, [schema.REJECT_CODE, schema.PROBABILITIES])
@@ -155,7 +153,7 @@ def _refine(job: Finishing, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
     blocks.clear()
     with boundary(RefineError, f"dataset {job.plan.source.dataset_id!r}"):
-        result = refine(p0, counts, **(job.refine or {}))
+        result = refine(p0, counts, **(job.order.refine or {}))
     return result.p, result.points, result.diagnostics
 
 
@@ -189,8 +187,8 @@ def _write_copy(job: Finishing, annotations: str) -> None:
     from cellray.write import Results, annotate_h5ad, annotate_zarr, build_h5ad
 
     source = job.plan.source
-    target = storage.join(job.out, f"{source.dataset_id}.h5ad")
-    results = Results(annotations, job.part_uris, {**job.record, "plan": job.plan.describe()})
+    target = storage.join(job.order.out, f"{source.dataset_id}.h5ad")
+    results = Results(annotations, job.part_uris, {**job.order.record, "plan": job.plan.describe()})
     if source.kind == "h5ad":
         annotate_h5ad(source.uri, target, results)
     elif source.kind == "zarr":

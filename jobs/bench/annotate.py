@@ -155,7 +155,7 @@ def rss_ratio(folder: Path) -> dict[str, float]:
 
 
 def _peak_rss(command: list[str]) -> int:
-    """Peak resident bytes of a command plus the peak of its largest Ray worker."""
+    """Peak resident bytes of a command plus the peak of its largest Ray worker, by the kernel's high-water marks."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"})  # noqa: S603
     peaks: dict[int, int] = {}
     done = threading.Event()
@@ -166,9 +166,9 @@ def _peak_rss(command: list[str]) -> int:
             try:
                 for one in [parent, *parent.children(recursive=True)]:
                     if one.pid == process.pid or one.name().startswith("ray::"):
-                        peaks[one.pid] = max(peaks.get(one.pid, 0), one.memory_info().rss)
-            except psutil.Error:
-                continue
+                        peaks[one.pid] = max(peaks.get(one.pid, 0), _high_water(one.pid))
+            except (psutil.Error, OSError):
+                continue  # a process that ended while we looked
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -180,6 +180,13 @@ def _peak_rss(command: list[str]) -> int:
         raise RuntimeError(msg)
     driver = peaks.pop(process.pid)
     return driver + max(peaks.values())
+
+
+def _high_water(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _token_shard(plan: Any, unit: Any, scoring: Any) -> pa.Table:

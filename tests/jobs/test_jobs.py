@@ -1,0 +1,42 @@
+"""The demo and the benchmarks run and say what they promise; the goals themselves are not tests of a busy machine."""
+
+import anndata
+import numpy as np
+import pytest
+
+from jobs import demo
+from jobs.bench import annotate as bench
+from jobs.bench.synthetic import write_cells, write_model
+
+
+def test_tokenise_ratio_compares_equal_tokens():
+    found = bench.tokenise_ratio(n_cells=300, n_genes=2000, genes_per_cell=300, repeats=3)
+    assert found["tokenise_ratio"] > 1
+    assert found["tokenise_cells_per_s"] > 0
+
+
+def test_demo_recovers_whole_counts(tmp_path):
+    cells, labels = demo.prepare(tmp_path)
+    data = anndata.read_h5ad(cells)
+    assert data.shape == (700, 765)
+    assert (data.X.data == np.rint(data.X.data)).all()
+    assert data.X.data.min() >= 1
+    assert len(labels.read_text().split()) == len(demo.TERMS)
+    assert data.obs["bulk_labels_ontology_term_id"].notna().all()
+
+
+@pytest.mark.usefixtures("ray")
+def test_demo(tmp_path, capsys):
+    assert demo.main(["--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for name in ("pbmc68k.h5ad", "annotations.parquet", "report.html", "before GRIT", "macro-F1", "cells/s"):
+        assert name in printed
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert "cellray_cell_type" in anndata.read_h5ad(tmp_path / "pbmc68k.h5ad").obs
+
+
+def test_synthetic_data_repeat_themselves(tmp_path):
+    first, second = (write_cells(tmp_path / f"{name}.h5ad", 30, 100, 20) for name in "ab")
+    assert (anndata.read_h5ad(first).X != anndata.read_h5ad(second).X).nnz == 0
+    one, two = (write_model(tmp_path / name, 50) for name in "xy")
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()

@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from tokenizers import Tokenizer
 
 from cellray import schema, storage
@@ -114,7 +115,7 @@ def save(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float3
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "labels.json").write_text(json.dumps(checkpoint.labels, indent=1) + "\n")
     state = {name: tensor.to(dtype).contiguous() for name, tensor in checkpoint.state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(serialise(state, metadata={"format": "pt"}))
     pq.write_table(checkpoint.genes.cast(schema.genes()), folder / "genes.parquet", compression="zstd")
     pq.write_table(checkpoint.symbols.cast(schema.symbols()), folder / "symbols.parquet", compression="zstd")
     checkpoint.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)

@@ -6,7 +6,8 @@ Deviations from the LangCell paper, made for a model that must ship in a few meg
 2. Cells are cut to random gene panels, so that the model stands datasets of a few hundred genes.
 3. A cell's text is now and then that of an ancestor term, so that coarse label sets work (``cellray.train.terms``).
 4. Masked genes are predicted in the same pass as the other losses, in every second cell.
-5. One CLS serves the contrastive and the matching loss; there is no momentum encoder or queue.
+5. Gene embeddings start from a singular value decomposition of the training cells (``cellray.train.initial``).
+6. One CLS serves the contrastive and the matching loss; there is no momentum encoder or queue.
 
 The loop reads its corpus from a file and writes Ray Train checkpoints; it knows no dataset format.
 """
@@ -27,6 +28,7 @@ from cellray.train import losses
 from cellray.train.checkpoint import restore, save
 from cellray.train.config import PretrainConfig, Sizes
 from cellray.train.corpus import Batch, Corpus, Sampler
+from cellray.train.initial import gene_vectors, initialise
 from cellray.train.terms import Terms
 
 
@@ -70,7 +72,12 @@ class Pretrainer(nn.Module):
         self.given = given
         self.model = LangCell(model_config(given.config, given.cls_token, given.text_vocab))
         self.gene_bias = nn.Parameter(torch.zeros(given.cls_token + 1))
-        self.apply(_initialise)
+        self.apply(initialise)
+
+    def start_from(self, vectors: np.ndarray) -> None:
+        """Add (n_tokens, hidden) gene vectors to the embedding's noise."""
+        with torch.no_grad():
+            self.model.cell_bert.embeddings.word_embeddings.weight += torch.from_numpy(vectors)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its parts."""
@@ -130,6 +137,7 @@ def train_worker(loop: dict[str, TrainingInput]) -> None:
     rank = context.get_world_rank()
     torch.manual_seed(config.seed)
     trainer = Pretrainer(given)
+    trainer.start_from(gene_vectors(given.corpus, given.cls_token + 1, config.cell.hidden, config.seed))
     optimiser = torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     first = 0
     if checkpoint := ray.train.get_checkpoint():
@@ -164,13 +172,3 @@ def _report(trainer: Pretrainer, optimiser: torch.optim.Optimizer, metrics: dict
             save(Path(folder), trainer, optimiser, int(metrics["step"]))
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(metrics, checkpoint=checkpoint)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-        elif module.padding_idx is not None:
-            with torch.no_grad():
-                module.weight[module.padding_idx].zero_()

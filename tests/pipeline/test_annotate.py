@@ -253,3 +253,10 @@ def test_two_runs_into_one_folder(cells, tiny_model, tmp_path):
 def test_more_encoders_than_cpus(cells, tiny_model, tmp_path):
     with pytest.raises(SettingError, match="--encoders 99"):
         run([cells], tmp_path / "out", tiny_model, encoders=99)
+
+
+def test_a_dataset_too_large_to_refine_fails_instead_of_waiting(cells, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("cellray.pipeline.finish.Finishing.memory_bytes", lambda _: 10**15)
+    result = run([cells], tmp_path / "out", tiny_model)
+    assert result.exit_code == 1
+    assert "--refine none" in result.failed["cells"]

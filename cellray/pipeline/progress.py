@@ -102,8 +102,9 @@ class _Live:
 
 
 @contextmanager
-def showing(file: IO[str] = sys.stderr) -> Iterator[Progress]:
-    """Yield the display that fits ``file``."""
+def showing(file: IO[str] | None = None) -> Iterator[Progress]:
+    """Yield the display that fits ``file``, by default standard error."""
+    file = file or sys.stderr
     if not file.isatty():
         yield Lines(file)
         return

@@ -190,8 +190,8 @@ def _score_histogram(scores: np.ndarray) -> Markup:
     scores = scores[np.isfinite(scores)].astype(np.float64)
     if not scores.size:
         return Markup()
-    # Scores that hardly differ still span a range that can be cut into bins.
-    low, high = scores.min(), max(scores.max(), scores.min() + 0.01)
+    # Scores that do not differ still span a range that can be cut into bins.
+    low, high = scores.min(), max(scores.max(), scores.min() + 1e-4)
     counts, edges = np.histogram(scores, bins=_BINS, range=(low, high))
     x_label = "score (probability of the chosen label)"
     return svg.histogram(counts.tolist(), edges.tolist(), title="Scores of the annotated cells", x_label=x_label)

@@ -15,6 +15,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
+from cellray import storage
 from cellray.cluster import ray_session
 from cellray.errors import CellRayError, one_line
 from cellray.labels.candidates import Label, prompt
@@ -57,7 +58,7 @@ def run(config: PretrainConfig, given: argparse.Namespace) -> None:
     prepared = prepare(config, given.data, lambda term: ontology.find(term) == term)
     terms = Terms.build(prepared.labels, ontology.ancestors)
     prompts = [prompt(ontology.name(term), ontology.definition(term)) for term in terms.ids]
-    tokenizer = text_tokenizer(ontology, config.text_vocab)
+    tokenizer = text_tokenizer(ontology, config.text_vocab, given.runs / f"{config.name}-tokenizer.json")
     cls_token = int(prepared.genes["token"].to_numpy().max()) + 1
     sizes = model_config(config, cls_token, tokenizer.get_vocab_size())
     labels = [Label(ontology.name(term), term, text) for term, text in zip(prepared.labels, prompts, strict=False)]
@@ -99,12 +100,18 @@ def run(config: PretrainConfig, given: argparse.Namespace) -> None:
     sys.stdout.write(f"{given.out}: {result.metrics}\n")
 
 
-def text_tokenizer(ontology: Ontology, vocab: int) -> Tokenizer:
-    """Train a WordPiece vocabulary on the names and definitions of all Cell Ontology terms."""
+def text_tokenizer(ontology: Ontology, vocab: int, kept: Path) -> Tokenizer:
+    """Train a WordPiece vocabulary on the names and definitions of all Cell Ontology terms, or read the ``kept`` one.
+
+    The library's trainer breaks ties at random, so a run that is resumed must find the vocabulary it began with.
+    """
+    if kept.is_file():
+        return Tokenizer.from_file(str(kept))
     wordpiece = BertWordPieceTokenizer(lowercase=True)
     texts = [prompt(ontology.name(term), ontology.definition(term)) for term in ontology.terms()]
     wordpiece.train_from_iterator(texts, vocab_size=vocab, min_frequency=2, show_progress=False)
-    return Tokenizer.from_str(wordpiece.to_str())
+    storage.put(str(kept), wordpiece.to_str().encode())
+    return Tokenizer.from_file(str(kept))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_encoder_killed(many, tiny_model, tmp_path, undisturbed):
     run.start()
     scores = out / "datasets" / "many" / "scores"
     wait_for(lambda: scores.is_dir() and len(list(scores.glob("part-*"))) >= 2)
-    encoders = [one.pid for one in psutil.process_iter(["name"]) if "MapWorker" in (one.info["name"] or "")]
+    encoders = [one.pid for one in psutil.Process().children(recursive=True) if "MapWorker" in one.name()]
     assert encoders
     for pid in encoders:
         os.kill(pid, signal.SIGKILL)

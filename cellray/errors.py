@@ -31,7 +31,7 @@ class CellRayError(Exception):
     exit_code = 1
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(BaseException):
     """The process was asked to stop (SIGTERM). Not an ``Exception``, so that no library swallows it on the way out."""
 
     exit_code = 143

@@ -55,7 +55,6 @@ class PretrainConfig(_Strict):
     warmup_steps: int = 100
     batch_cells: int = 128
     learning_rate: float = 1e-3
-    gene_rate: Annotated[float, Field(ge=0, le=1, description="learning rate of the gene vectors, as a share")] = 1.0
     weight_decay: float = 0.01
     class_exponent: Annotated[float, Field(ge=0, le=1, description="0 balances classes fully, 1 keeps their sizes")] = (
         0.3

@@ -138,10 +138,7 @@ def train_worker(loop: dict[str, TrainingInput]) -> None:
     torch.manual_seed(config.seed)
     trainer = Pretrainer(given)
     trainer.start_from(gene_vectors(given.corpus, given.cls_token + 1, config.cell.hidden, config.seed))
-    genes = trainer.model.cell_bert.embeddings.word_embeddings.weight
-    others = [parameter for parameter in trainer.parameters() if parameter is not genes]
-    groups = [{"params": others, "rate": 1.0}, {"params": [genes], "rate": config.gene_rate}]
-    optimiser = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     first = 0
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
@@ -150,7 +147,7 @@ def train_worker(loop: dict[str, TrainingInput]) -> None:
     sampler = Sampler(given.corpus, given.terms, config, given.cls_token)
     for step in range(first, config.steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config, step) * group["rate"]
+            group["lr"] = learning_rate(config, step)
         # Dropout and negatives depend on the step alone, so a resumed run repeats an undisturbed one.
         torch.manual_seed(hash((config.seed, rank, step)) & 0x7FFFFFFF)
         generator = torch.Generator().manual_seed(step)

@@ -133,21 +133,29 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
         yield Receipt(**row)
 
 
+def token_shard(
+    plan: DatasetPlan, start: int, stop: int, *, tokens: np.ndarray, medians: np.ndarray, min_genes: int, max_genes: int
+) -> pa.Table:
+    """Read, judge and tokenise cells ``start`` to ``stop``; returns ``schema.token_shard()``."""
+    shard = read_shard(plan, start, stop, min_genes=min_genes, n_slots=len(tokens))
+    flat, offsets = rank_tokens(shard.counts, shard.n_counts, tokens, medians, max_genes)
+    columns = [
+        pa.array(np.arange(start, stop)),
+        pa.array(shard.cell_ids, pa.string()),
+        pa.array(shard.n_counts),
+        pa.array(shard.n_genes),
+        pa.array(shard.reject_codes, pa.string()),
+        pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat)),
+    ]
+    return pa.table(columns, schema=schema.token_shard())
+
+
 def _read(batch: pa.Table, *, plans: list[Any], genes: Any, min_genes: int, max_genes: int) -> pa.Table:
     def work(unit: dict[str, Any]) -> pa.Table:
         plan: DatasetPlan = ray.get(plans[unit["dataset"]])
         tokens, medians = ray.get(genes)
-        shard = read_shard(plan, unit["start"], unit["stop"], min_genes=min_genes, n_slots=len(tokens))
-        flat, offsets = rank_tokens(shard.counts, shard.n_counts, tokens, medians, max_genes)
-        columns = [
-            pa.array(np.arange(unit["start"], unit["stop"])),
-            pa.array(shard.cell_ids, pa.string()),
-            pa.array(shard.n_counts),
-            pa.array(shard.n_genes),
-            pa.array(shard.reject_codes, pa.string()),
-            pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat)),
-        ]
-        return pa.table(columns, schema=schema.token_shard())
+        limits = {"min_genes": min_genes, "max_genes": max_genes}
+        return token_shard(plan, unit["start"], unit["stop"], tokens=tokens, medians=medians, **limits)
 
     return _stage(batch, "read_s", ReadError, work)
 

@@ -27,11 +27,9 @@ from typing import Any, Literal
 
 import numpy as np
 import psutil
-import pyarrow as pa
 from scipy import sparse
 
-from cellray import schema
-from cellray.ingest import GeneIndex, find_sources, inspect_dataset, read_shard
+from cellray.ingest import GeneIndex, find_sources, inspect_dataset
 from cellray.models import checkpoints
 from cellray.tokenize import rank_tokens
 from jobs.bench.synthetic import write_cells, write_model
@@ -110,7 +108,7 @@ def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
     from cellray.cluster import ray_session
     from cellray.encode.langcell import LangCellScorer
     from cellray.pipeline.order import Scoring
-    from cellray.pipeline.stream import Pool, Unit, stream
+    from cellray.pipeline.stream import Pool, Unit, stream, token_shard
 
     cells = write_cells(folder / "encode.h5ad", n_shards * _SHARD_CELLS, _GENES, 200)
     model = write_model(folder / "model", _GENES, hidden=64, layers=3, max_tokens=128)
@@ -135,7 +133,18 @@ def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
 
     torch.set_num_threads(_ENCODER_THREADS)
     scorer = LangCellScorer(checkpoint, list(texts), alpha=0.2)
-    shards = [_token_shard(plan, unit, scoring) for unit in units[:4]]
+    shards = [
+        token_shard(
+            plan,
+            unit.start,
+            unit.stop,
+            tokens=scoring.tokens,
+            medians=scoring.medians,
+            min_genes=scoring.min_genes,
+            max_genes=scoring.max_genes,
+        )
+        for unit in units[:4]
+    ]
     scorer.score(shards[0])
     bare = len(shards) * _SHARD_CELLS / _seconds(lambda: [scorer.score(shard) for shard in shards])
     return {"pipeline_efficiency": streamed / bare, "pipeline_cells_per_s": streamed, "bare_cells_per_s": bare}
@@ -187,16 +196,6 @@ def _high_water(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _token_shard(plan: Any, unit: Any, scoring: Any) -> pa.Table:
-    shard = read_shard(plan, unit.start, unit.stop, min_genes=scoring.min_genes, n_slots=len(scoring.tokens))
-    flat, offsets = rank_tokens(shard.counts, shard.n_counts, scoring.tokens, scoring.medians, scoring.max_genes)
-    tokens = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat))
-    rows = np.arange(unit.start, unit.stop)
-    return pa.table(
-        [rows, shard.cell_ids, shard.n_counts, shard.n_genes, shard.reject_codes, tokens], schema=schema.token_shard()
-    )
 
 
 def _seconds(work: Any) -> float:

@@ -41,6 +41,8 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     cpus
         Logical CPUs of a Ray of our own; default: this machine's.
     """
+    # Ray's progress bars would replace the built-in print, which Numba can then no longer compile (UMAP, pynndescent).
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
     import ray
 
     ours = not ray.is_initialized()

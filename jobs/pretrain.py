@@ -25,7 +25,7 @@ from cellray.models.checkpoints import Checkpoint
 from cellray.train.checkpoint import restore
 from cellray.train.config import PretrainConfig
 from cellray.train.prepare import prepare
-from cellray.train.pretrain import Pretrainer, TrainingInput, model_config, train_worker
+from cellray.train.pretrain import Average, Pretrainer, TrainingInput, model_config, train_worker
 from cellray.train.terms import Terms
 
 
@@ -87,15 +87,14 @@ def run(config: PretrainConfig, given: argparse.Namespace) -> None:
             ),
         )
         result = trainer.fit()
-    weights = Pretrainer(training)
+    average = Average(Pretrainer(training).model, config.average_decay)
     if result.checkpoint is None:
         msg = f"training {config.name!r} ended without a checkpoint; see {given.runs}"
         raise CellRayError(msg)
     with result.checkpoint.as_directory() as folder:
-        restore(Path(folder), weights)
-    checkpoint = Checkpoint(
-        config.name, "", sizes, weights.model.state_dict(), prepared.genes, prepared.symbols, tokenizer, empty.labels
-    )
+        restore(Path(folder), {"average": average})
+    weights = average.model.state_dict()
+    checkpoint = Checkpoint(config.name, "", sizes, weights, prepared.genes, prepared.symbols, tokenizer, empty.labels)
     checkpoints.save(given.out, checkpoint, torch.float16)
     sys.stdout.write(f"{given.out}: {result.metrics}\n")
 

@@ -51,12 +51,12 @@ class Drive:
         """Yield the outcome of every dataset, in the order in which they end."""
         ready, failed = self._stage(plans)
         yield from failed
-        shards = [list(self._shards(plan)) for plan in ready]
+        shards = [{shard.name: shard for shard in self._shards(plan)} for plan in ready]
         waiting = [self._missing(plan, records) for plan, records in zip(ready, shards, strict=True)]
         units = [
             Unit(number, record.start, record.stop, self._part_uri(plan, record.name))
             for number, plan in enumerate(ready)
-            for record in shards[number]
+            for record in shards[number].values()
             if record.name in waiting[number]
         ]
         n_cells = sum(plan.n_cells for plan in ready)
@@ -77,7 +77,7 @@ class Drive:
             name = receipt.uri.rsplit("/", 1)[-1]
             for stage_name, spent in receipt.seconds.items():
                 seconds[number][stage_name] += spent
-            _note(shards[number], name, receipt.sha256)
+            shards[number][name].sha256 = receipt.sha256
             waiting[number].discard(name)
             if not waiting[number] and number not in self._failed:
                 yield from self._finish(plan, shards[number], seconds[number])
@@ -110,13 +110,14 @@ class Drive:
             name = part_name(plan.content_hash, start, stop, self.order.scoring_key)
             yield ShardRecord(name=name, start=start, stop=stop, sha256="")
 
-    def _missing(self, plan: DatasetPlan, records: list[ShardRecord]) -> set[str]:
-        there = set(storage.list_files(storage.join(self._folder(plan), schema.SCORES_DIR)))
-        return {record.name for record in records} - there
+    def _missing(self, plan: DatasetPlan, shards: dict[str, ShardRecord]) -> set[str]:
+        return shards.keys() - set(storage.list_files(storage.join(self._folder(plan), schema.SCORES_DIR)))
 
-    def _finish(self, plan: DatasetPlan, shards: list[ShardRecord], seconds: dict[str, float]) -> Iterator[Outcome]:
+    def _finish(
+        self, plan: DatasetPlan, shards: dict[str, ShardRecord], seconds: dict[str, float]
+    ) -> Iterator[Outcome]:
         """Start the dataset's last task; yields only when it can not even be started."""
-        job = Finishing(self.order, plan, tuple(shards), dict(seconds))
+        job = Finishing(self.order, plan, tuple(shards.values()), dict(seconds))
         memory = job.memory_bytes()
         largest = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
         if memory > largest:
@@ -136,7 +137,7 @@ class Drive:
                 yield self._finishing.pop(task), ray.get(task)
 
     def _folder(self, plan: DatasetPlan) -> str:
-        return storage.join(self.order.out, schema.DATASETS_DIR, plan.source.dataset_id)
+        return self.order.folder(plan.source.dataset_id)
 
     def _part_uri(self, plan: DatasetPlan, name: str) -> str:
         return storage.join(self._folder(plan), schema.SCORES_DIR, name)
@@ -160,9 +161,3 @@ def _finishing(job: Finishing) -> Manifest | CellRayError:
 
 def _error(receipt: Receipt) -> CellRayError:
     return _STAGE_ERRORS.get(receipt.error_code, DatasetError)(receipt.error)
-
-
-def _note(records: list[ShardRecord], name: str, sha256: str) -> None:
-    for record in records:
-        if record.name == name:
-            record.sha256 = sha256

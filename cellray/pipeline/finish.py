@@ -40,7 +40,7 @@ class Finishing:
     @property
     def folder(self) -> str:
         """The dataset's folder."""
-        return storage.join(self.order.out, schema.DATASETS_DIR, self.plan.source.dataset_id)
+        return self.order.folder(self.plan.source.dataset_id)
 
     @property
     def part_uris(self) -> list[str]:

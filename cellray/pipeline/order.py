@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from cellray import schema, storage
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -35,3 +37,7 @@ class WorkOrder:
     refine: dict[str, Any] | None
     versions: dict[str, str]
     record: dict[str, Any]
+
+    def folder(self, dataset_id: str) -> str:
+        """Return the folder that receives a dataset's results."""
+        return storage.join(self.out, schema.DATASETS_DIR, dataset_id)

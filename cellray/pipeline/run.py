@@ -175,6 +175,7 @@ class _Run:
         self.scoring_key = settings.scoring_key(checkpoint.digest, [(label.name, label.text) for label in labels])
         self.refining_key = settings.refining_key(self.scoring_key)
         self.versions = versions()
+        self.order = self._work_order()
 
     def record(self, dataset_ids: list[str]) -> None:
         """Write ``run.json``."""
@@ -195,24 +196,20 @@ class _Run:
             },
         )
 
-    def folder(self, dataset_id: str) -> str:
-        """Return the dataset's folder."""
-        return storage.join(self.settings.out, schema.DATASETS_DIR, dataset_id)
-
     def fail(self, dataset_id: str, error: CellRayError) -> None:
         """Record that a dataset failed; nothing of it counts as published any more."""
         message = one_line(error)
         self.result.failed[dataset_id] = message
-        storage.remove(storage.join(self.folder(dataset_id), schema.SUCCESS_FILE))
+        storage.remove(storage.join(self.order.folder(dataset_id), schema.SUCCESS_FILE))
         failure = {"code": type(error).__name__, "message": message}
-        storage.put_json(storage.join(self.folder(dataset_id), schema.ERROR_FILE), failure)
+        storage.put_json(storage.join(self.order.folder(dataset_id), schema.ERROR_FILE), failure)
         self.progress.say(f"failed: {message}")
 
     def work(self, plans: list[DatasetPlan], lock: RunLock) -> None:
         """Score and finish what is not finished yet."""
         todo = []
         for plan in plans:
-            folder = self.folder(plan.source.dataset_id)
+            folder = self.order.folder(plan.source.dataset_id)
             if manifests.is_complete(folder, plan.content_hash, self.refining_key):
                 self.result.finished[plan.source.dataset_id] = manifests.read(folder)
                 self.progress.say(f"{plan.source.dataset_id}: already finished")
@@ -225,7 +222,7 @@ class _Run:
         from cellray.pipeline.drive import Drive
 
         with ray_session(self.settings.address) as resources:
-            drive = Drive(self._work_order(), resources, self.progress)
+            drive = Drive(self.order, resources, self.progress)
             for dataset_id, outcome in drive.run(todo):
                 lock.check()
                 if isinstance(outcome, Manifest):

@@ -1,4 +1,4 @@
-"""Training state as safetensors: weights, optimiser moments and the step, without pickle."""
+"""Training state as safetensors: weights, their average, optimiser moments and the step, without pickle."""
 
 from pathlib import Path
 
@@ -8,24 +8,30 @@ from safetensors.torch import save_file
 from torch import nn
 
 _FILE = "training.safetensors"
-_MODULE, _OPTIMISER = "module.", "optimiser."
+_OPTIMISER = "optimiser."
 
 
-def save(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-    """Write the state of ``module`` and ``optimiser`` after ``step`` steps into ``folder``."""
-    tensors = {_MODULE + name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+def save(folder: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Write the state of named ``modules`` and ``optimiser`` after ``step`` steps into ``folder``."""
+    tensors = {
+        f"{name}.{key}": tensor.detach().contiguous()
+        for name, module in modules.items()
+        for key, tensor in module.state_dict().items()
+    }
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"{_OPTIMISER}{index}.{name}": value.contiguous() for name, value in moments.items()}
     save_file(tensors, folder / _FILE, metadata={"step": str(step)})
 
 
-def restore(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> int:
-    """Load what ``save`` wrote and return the step; without ``optimiser`` only the weights are read."""
+def restore(folder: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None = None) -> int:
+    """Load ``modules`` and, if given, ``optimiser`` from what ``save`` wrote; returns the step."""
     with safe_open(folder / _FILE, framework="pt") as file:
         names = list(file.keys())
-        module.load_state_dict(
-            {name.removeprefix(_MODULE): file.get_tensor(name) for name in names if name.startswith(_MODULE)}
-        )
+        for name, module in modules.items():
+            start = f"{name}."
+            module.load_state_dict(
+                {key.removeprefix(start): file.get_tensor(key) for key in names if key.startswith(start)}
+            )
         if optimiser is not None:
             moments: dict[int, dict[str, torch.Tensor]] = {}
             for name in names:

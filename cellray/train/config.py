@@ -56,11 +56,13 @@ class PretrainConfig(_Strict):
     batch_cells: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
+    average_decay: Annotated[float, Field(ge=0, lt=1, description="of the average of weights; 0 keeps the last")] = 0.99
     class_exponent: Annotated[float, Field(ge=0, le=1, description="0 balances classes fully, 1 keeps their sizes")] = (
         0.3
     )
     panel_share: Annotated[float, Field(ge=0, le=1, description="share of cells cut to a random gene panel")] = 0.7
     smallest_panel: Annotated[float, Field(gt=0, le=1)] = 0.04
+    admixture: Annotated[float, Field(ge=0, le=1, description="most of another cell's genes mixed into a cell")] = 0.4
     ancestor_share: Annotated[float, Field(ge=0, le=1, description="share of cells named by an ancestor term")] = 0.3
     mask_share: Annotated[float, Field(ge=0, le=1, description="share of genes masked in every second cell")] = 0.15
     masked_per_batch: int = 512

@@ -16,6 +16,7 @@ from cellray.train.terms import Terms
 
 PAD, MASK, FIRST_GENE = 0, 1, 2
 _FEWEST_GENES = 5
+_ADMIXED_CELLS = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def held_out(rule: HoldOut, cell_ids: Sequence[str], groups: Sequence[str] | Non
 
 
 class Sampler:
-    """Draws class-balanced batches with random gene panels, ancestor names and masked genes.
+    """Draws class-balanced batches with random gene panels, foreign genes, ancestor names and masked genes.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ class Sampler:
         labels = self.corpus.label[cells]
         chosen = np.array([self._name(rng, label) for label in labels])
         texts, target = np.unique(np.concatenate([chosen, np.arange(self.terms.n_labels)]), return_inverse=True)
-        ids = self._ids([self._panel(rng, cell) for cell in cells])
+        ids = self._ids([self._panel(rng, self._admixed(rng, self._genes(cell))) for cell in cells])
         masked_at = self._choose_masked(rng, ids)
         genes = ids[masked_at[:, 0], masked_at[:, 1]]
         ids[masked_at[:, 0], masked_at[:, 1]] = MASK
@@ -115,8 +116,19 @@ class Sampler:
             return int(rng.choice(parents))
         return int(label)
 
-    def _panel(self, rng: np.random.Generator, cell: int) -> np.ndarray:
-        genes = self.corpus.flat[self.corpus.offsets[cell] : self.corpus.offsets[cell + 1]]
+    def _genes(self, cell: int) -> np.ndarray:
+        return self.corpus.flat[self.corpus.offsets[cell] : self.corpus.offsets[cell + 1]]
+
+    def _admixed(self, rng: np.random.Generator, genes: np.ndarray) -> np.ndarray:
+        """Put some genes of another cell at random ranks of every second cell, as ambient RNA does."""
+        if rng.random() >= _ADMIXED_CELLS:
+            return genes
+        other = self._genes(rng.choice(self.usable))
+        foreign = other[rng.random(len(other)) < rng.random() * self.config.admixture]
+        foreign = np.setdiff1d(foreign, genes)
+        return np.insert(genes, rng.integers(0, len(genes) + 1, len(foreign)), foreign)
+
+    def _panel(self, rng: np.random.Generator, genes: np.ndarray) -> np.ndarray:
         if rng.random() < self.config.panel_share:
             share = np.exp(rng.uniform(np.log(self.config.smallest_panel), 0))
             kept = genes[(rng.random(self.cls_token) < share)[genes]]

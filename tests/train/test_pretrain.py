@@ -8,6 +8,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -15,6 +16,7 @@ from cellray.errors import SettingError
 from cellray.models import checkpoints
 from cellray.train.config import HoldOut, PretrainConfig
 from cellray.train.corpus import Corpus, Sampler, held_out
+from cellray.train.pretrain import Average
 from cellray.train.terms import Terms
 from jobs import pretrain
 from jobs.bench.synthetic import TYPES, write_cells
@@ -127,6 +129,36 @@ def test_batches_depend_on_the_step_alone():
     assert (first.relations[np.arange(len(first.target)), first.target] == 1).all()
     assert (first.ids[:, 0] == 50).all()
     assert not corpus.held_out[sampler.usable].any()
+
+
+@pytest.mark.parametrize("admixture", [0.0, 0.8])
+def test_foreign_genes_are_mixed_in_as_often_as_asked(admixture):
+    """Two kinds of cells without a gene in common: a foreign gene can only have been mixed in."""
+    low, high = np.arange(2, 26), np.arange(26, 50)
+    flat = np.concatenate([np.tile(low, 15), np.tile(high, 15)]).astype(np.uint16)
+    kind = np.arange(30) // 15
+    corpus = Corpus(flat, np.arange(0, 721, 24), kind, np.zeros(30, int), np.zeros(30, bool))
+    terms = Terms.build(["a", "b"], lambda term: frozenset({term}), 0.9)
+    given = {**CONFIG, "admixture": admixture, "panel_share": 0, "mask_share": 0, "ancestor_share": 0}
+    given["cell"] = {**SIZES, "max_tokens": 64}
+    batch = Sampler(corpus, terms, PretrainConfig(**given), 50).batch(0, 0)
+    foreign = np.where(batch.target[:, None] == 0, batch.ids >= 26, (batch.ids > 1) & (batch.ids < 26))[:, 1:].sum(1)
+    own = (batch.ids > 1).sum(1) - 1 - foreign
+    assert (own == 24).all()
+    assert (len(set(foreign)) > 3) == (admixture > 0)
+    assert foreign.max() <= 24 * admixture
+
+
+def test_the_average_forgets_where_training_began():
+    model = torch.nn.Linear(1, 1)
+    average = Average(model, 0.9)
+    for value in [5.0, *[1.0] * 100]:
+        torch.nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+    assert average.model.weight.item() == pytest.approx(1.0, abs=0.02)
+    torch.nn.init.constant_(model.weight, 2.0)
+    average.update_parameters(model)
+    assert average.model.weight.item() == pytest.approx(1.1, abs=0.02)
 
 
 def test_holding_out_depends_on_names_alone():

@@ -8,12 +8,15 @@ before a verb runs.
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from cellray import __version__
 from cellray.errors import CellRayError, Terminated, one_line
+
+if TYPE_CHECKING:
+    from cellray.pipeline import RunResult
 
 app = typer.Typer(
     help="Annotate every cell of a single-cell atlas: raw counts in, cell-type labels with scores out.",
@@ -29,6 +32,15 @@ _Model = Annotated[str, typer.Option(help="`mini` (bundled), or a model folder: 
 _Layer = Annotated[str | None, typer.Option(help="layer with the raw counts; found by itself otherwise")]
 _GeneKey = Annotated[str | None, typer.Option(help="var column with gene ids or symbols; found by itself otherwise")]
 _MinGenes = Annotated[int, typer.Option(help="a cell with fewer known genes is rejected")]
+_Lam = Annotated[str, typer.Option(help="GRIT's smoothing strength: a number, or gcv or loo to choose one")]
+_K = Annotated[int, typer.Option(help="neighbours of a cell in the graph")]
+_NPcs = Annotated[int, typer.Option(help="principal components that neighbours are searched in")]
+_BatchKey = Annotated[str | None, typer.Option(help="obs column: neighbours are balanced across its values")]
+_UseRep = Annotated[str | None, typer.Option(help="obsm entry to search neighbours in, instead of components")]
+_UseGraph = Annotated[str | None, typer.Option(help="obsp entry to take as the graph")]
+_AnchorKey = Annotated[str | None, typer.Option(help="obs column with known labels of some cells")]
+_AnchorWeight = Annotated[float | None, typer.Option(help="weight of a known label; held fixed by default")]
+_Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default: Ray on this machine")]
 _Json = Annotated[bool, typer.Option("--json", help="machine-readable result on standard output")]
 
 
@@ -51,10 +63,15 @@ def annotate(
     alpha: Annotated[
         float, typer.Option(help="weight of similarity against cell-text matching; 1 skips matching")
     ] = 0.2,
-    refine: Annotated[str, typer.Option(help="grit or none")] = "grit",
-    lam: Annotated[float, typer.Option(help="GRIT's smoothing strength")] = 1.0,
-    k: Annotated[int, typer.Option(help="GRIT's neighbours of a cell")] = 15,
-    n_pcs: Annotated[int, typer.Option(help="GRIT's principal components")] = 50,
+    refine: Annotated[str, typer.Option(help="grit, majority, average or none")] = "grit",
+    lam: _Lam = "1.0",
+    k: _K = 15,
+    n_pcs: _NPcs = 50,
+    graph_batch_key: _BatchKey = None,
+    use_rep: _UseRep = None,
+    use_graph: _UseGraph = None,
+    anchor_key: _AnchorKey = None,
+    anchor_weight: _AnchorWeight = None,
     layer: _Layer = None,
     gene_key: _GeneKey = None,
     min_genes: _MinGenes = 20,
@@ -62,7 +79,7 @@ def annotate(
     encoders: Annotated[
         int | None, typer.Option(help="encoder actors; default one a GPU, else one for four CPUs")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: Ray on this machine")] = None,
+    address: _Address = None,
     as_json: _Json = False,
 ) -> None:
     """Label every cell of the inputs."""
@@ -78,6 +95,11 @@ def annotate(
         lam=lam,
         k=k,
         n_pcs=n_pcs,
+        graph_batch_key=graph_batch_key,
+        use_rep=use_rep,
+        use_graph=use_graph,
+        anchor_key=anchor_key,
+        anchor_weight=anchor_weight,
         layer=layer,
         gene_key=gene_key,
         min_genes=min_genes,
@@ -90,21 +112,45 @@ def annotate(
 
     with showing() as progress:
         result = run(settings, progress)
-    summary = result.summary()
-    if as_json:
-        _print_json(summary)
-    else:
-        rate = f", {result.cells_per_s:,.0f} cells/s" if result.cells_per_s else ""
-        typer.echo(
-            f"{summary['n_cells']:,} cells: {summary['n_annotated']:,} annotated, "
-            f"{summary['n_abstained']:,} abstained, {summary['n_rejected']:,} rejected{rate}"
-        )
-        for dataset_id in summary["datasets"]:
-            typer.echo(f"{dataset_id}: {out.rstrip('/')}/{dataset_id}.h5ad")
-        for dataset_id, message in result.failed.items():
-            typer.echo(f"{dataset_id} failed: {message}")
-        typer.echo(f"report: {result.report}")
-    raise typer.Exit(result.exit_code)
+    _tell(result, as_json=as_json)
+
+
+@app.command("refine")
+def refine_scores(
+    scored: Annotated[str, typer.Argument(help="output folder of `cellray annotate`", metavar="DIR")],
+    *,
+    out: Annotated[str, typer.Option(help="new output folder, local or s3://")],
+    method: Annotated[str, typer.Option("--refine", help="grit, majority, average or none")] = "grit",
+    lam: _Lam = "1.0",
+    k: _K = 15,
+    n_pcs: _NPcs = 50,
+    graph_batch_key: _BatchKey = None,
+    use_rep: _UseRep = None,
+    use_graph: _UseGraph = None,
+    anchor_key: _AnchorKey = None,
+    anchor_weight: _AnchorWeight = None,
+    address: _Address = None,
+    as_json: _Json = False,
+) -> None:
+    """Refine stored scores again with other settings, into a new output folder; the encoder does not run."""
+    from cellray.pipeline import refine_again
+    from cellray.pipeline.progress import showing
+
+    changes = {
+        "refine": method,
+        "lam": lam,
+        "k": k,
+        "n_pcs": n_pcs,
+        "graph_batch_key": graph_batch_key,
+        "use_rep": use_rep,
+        "use_graph": use_graph,
+        "anchor_key": anchor_key,
+        "anchor_weight": anchor_weight,
+        "address": address,
+    }
+    with showing() as progress:
+        result = refine_again(scored, out, changes, progress)
+    _tell(result, as_json=as_json)
 
 
 @app.command()
@@ -194,6 +240,25 @@ def main() -> None:
     except Terminated as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(Terminated.exit_code)
+
+
+def _tell(result: "RunResult", *, as_json: bool) -> NoReturn:
+    """Print what a run did and leave with its exit code."""
+    summary = result.summary()
+    if as_json:
+        _print_json(summary)
+    else:
+        rate = f", {result.cells_per_s:,.0f} cells/s" if result.cells_per_s else ""
+        typer.echo(
+            f"{summary['n_cells']:,} cells: {summary['n_annotated']:,} annotated, "
+            f"{summary['n_abstained']:,} abstained, {summary['n_rejected']:,} rejected{rate}"
+        )
+        for dataset_id in summary["datasets"]:
+            typer.echo(f"{dataset_id}: {result.out}/{dataset_id}.h5ad")
+        for dataset_id, message in result.failed.items():
+            typer.echo(f"{dataset_id} failed: {message}")
+        typer.echo(f"report: {result.report}")
+    raise typer.Exit(result.exit_code)
 
 
 def _print_json(value: Any) -> None:

@@ -71,6 +71,8 @@ class Source(StrEnum):
 
     ENCODER = "encoder"
     GRIT = "grit"
+    MAJORITY = "majority"
+    AVERAGE = "average"
     LLM = "llm"
     ABSTAIN = "abstain"
 

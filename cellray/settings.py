@@ -8,9 +8,9 @@ variables of ours.
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cellray.errors import SettingError
@@ -26,20 +26,47 @@ class Environment(BaseSettings):
     ray_temp_dir: str | None = Field(default=None, description="where a local Ray keeps its session files")
 
 
-class AnnotateSettings(BaseModel):
-    """Settings of one ``annotate`` run; the defaults are the command line's."""
+class RefineSettings(BaseModel):
+    """How scores become labels; see ``cellray.refine.grit.Options`` and ``Given``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    refine: Literal["grit", "majority", "average", "none"] = "grit"
+    lam: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["gcv", "loo"] = 1.0
+    k: int = Field(default=15, ge=1)
+    n_pcs: int = Field(default=50, ge=1)
+    graph_batch_key: str | None = None
+    use_rep: str | None = None
+    use_graph: str | None = None
+    anchor_key: str | None = None
+    anchor_weight: float | None = Field(default=None, ge=1, allow_inf_nan=False, description="None holds anchors")
+
+    @model_validator(mode="after")
+    def _one_graph(self) -> Self:
+        if self.use_graph is not None and (self.use_rep is not None or self.graph_batch_key is not None):
+            msg = "a given graph (use_graph) leaves no room for use_rep or graph_batch_key; pass one or the other"
+            raise ValueError(msg)
+        return self
+
+    def beside(self) -> dict[str, Literal["obs", "obsm", "obsp"]]:
+        """Return the keys that every dataset must have, and where."""
+        kinds: dict[str | None, Literal["obs", "obsm", "obsp"]] = {
+            self.graph_batch_key: "obs",
+            self.anchor_key: "obs",
+            self.use_rep: "obsm",
+            self.use_graph: "obsp",
+        }
+        return {key: kind for key, kind in kinds.items() if key is not None and self.refine != "none"}
+
+
+class AnnotateSettings(RefineSettings):
+    """Settings of one ``annotate`` run; the defaults are the command line's."""
 
     inputs: tuple[str, ...] = Field(min_length=1)
     out: str = Field(min_length=1)
     model: str = "mini"
     labels: str | None = None
     alpha: float = Field(default=0.2, ge=0, le=1)
-    refine: Literal["grit", "none"] = "grit"
-    lam: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    k: int = Field(default=15, ge=1)
-    n_pcs: int = Field(default=50, ge=1)
     layer: str | None = None
     gene_key: str | None = None
     min_genes: int = Field(default=20, ge=1)
@@ -55,8 +82,10 @@ class AnnotateSettings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            msg = f"setting {field!r}: {first['msg']} (got {first.get('input')!r})"
+            # Of a union (lam) the location goes on with the name of an alternative, which says nothing to a user.
+            where = f"setting {first['loc'][0]!r}: " if first["loc"] else ""
+            got = f" (got {first.get('input')!r})" if first["loc"] else ""
+            msg = f"{where}{first['msg'].removeprefix('Value error, ')}{got}"
             raise SettingError(msg) from error
 
     def scoring_key(self, model_digest: str, label_texts: list[tuple[str, str]]) -> str:
@@ -66,10 +95,13 @@ class AnnotateSettings(BaseModel):
 
     def refining_key(self, scoring_key: str) -> str:
         """Hash of everything that changes a cell's label: the scores and how they are refined."""
-        chosen = (
-            self.model_dump(include={"refine", "lam", "k", "n_pcs"}) if self.refine != "none" else {"refine": "none"}
-        )
-        return _hash({**chosen, "scores": scoring_key})
+        return _hash({**self.refining(), "scores": scoring_key})
+
+    def refining(self) -> dict[str, Any]:
+        """Return the settings that matter to refinement, as JSON values."""
+        if self.refine == "none":
+            return {"refine": "none"}
+        return self.model_dump(mode="json", include=set(RefineSettings.model_fields))
 
 
 def _hash(value: Any) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from fsspec.core import url_to_fs
 
 from cellray.errors import WriteError, one_line
 
+_COPY_BYTES = 8 << 20
 _SCHEMES = ("", "file", "s3")
 _PART = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
@@ -155,6 +157,12 @@ def writing(uri: str) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def copy(source: str, target: str) -> None:
+    """Copy one file, atomically, between any two places."""
+    with open_read(source) as file, writing(target) as path, path.open("wb") as copied:
+        shutil.copyfileobj(file, copied, _COPY_BYTES)
 
 
 @contextmanager

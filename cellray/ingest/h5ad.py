@@ -13,7 +13,7 @@ from scipy import sparse
 from cellray.ingest import matrix as matrices
 from cellray.ingest import tree
 from cellray.ingest.matrix import Entries, Matrix
-from cellray.ingest.reader import INDEX, LAYERS, RAW, Reader, X
+from cellray.ingest.reader import INDEX, LAYERS, RAW, Beside, Reader, X
 
 _LEGACY_CATEGORIES = "__categories"
 
@@ -68,6 +68,25 @@ class AnnDataReader(Reader):
         """All stored values."""
         return matrices.entries(self._root, matrix)
 
+    def keys_beside(self, kind: Beside) -> list[str]:
+        """``obs`` columns, ``obsm`` or ``obsp`` entries."""
+        if kind == "obs":
+            return self._obs.columns()
+        node = tree.find(self._root, kind)
+        return [] if node is None else sorted(node)
+
+    def obs_column(self, key: str) -> list[str]:
+        """One ``obs`` column as text."""
+        return self._obs.read(key, 0, self.n_cells)
+
+    def beside(self, kind: Beside, key: str) -> sparse.csr_matrix:
+        """One entry of ``obsm`` or ``obsp``."""
+        found = matrices.describe(self._root, f"{kind}/{key}")
+        if found.n_cells != self.n_cells or found.layout == "csc":
+            msg = f"{kind}/{key} is {found.layout} of {found.n_cells} rows; wanted dense or csr of {self.n_cells} cells"
+            raise ValueError(msg)
+        return matrices.rows(self._root, found, 0, found.n_cells)
+
     def _path(self, layer: str) -> str:
         return f"{self._raw}X" if layer == RAW else layer
 
@@ -92,14 +111,19 @@ class _Table:
         """Return the number of rows."""
         return tree.length(tree.need(self._node, self.index) if tree.is_group(self._node) else self._node)
 
+    def columns(self) -> list[str]:
+        """Names of the columns, in the file's order."""
+        if not tree.is_group(self._node):
+            return [name for name in self._node.dtype.names if name != self.index]
+        order = tree.attribute(self._node, "column-order")
+        names = [str(name) for name in (sorted(self._node) if order is None else order)]
+        return [name for name in names if name not in (self.index, _LEGACY_CATEGORIES)]
+
     def text_columns(self) -> list[str]:
         """Names of the columns that hold text, in the file's order."""
         if not tree.is_group(self._node):
-            names = self._node.dtype.names
-            return [name for name in names if name != self.index and self._node.dtype[name].kind in "OSU"]
-        order = tree.attribute(self._node, "column-order")
-        names = [str(name) for name in (sorted(self._node) if order is None else order)]
-        columns = {name: tree.find(self._node, name) for name in names if name not in (self.index, _LEGACY_CATEGORIES)}
+            return [name for name in self.columns() if self._node.dtype[name].kind in "OSU"]
+        columns = {name: tree.find(self._node, name) for name in self.columns()}
         return [
             name
             for name, node in columns.items()

@@ -8,7 +8,7 @@ of gene names. Readers do not judge values and do not choose: that is ``cellray.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from scipy import sparse
@@ -22,6 +22,8 @@ RAW: Final = "raw.X"
 LAYERS: Final = "layers/"
 COUNTS: Final = "layers/counts"
 INDEX: Final = "index"
+
+Beside = Literal["obs", "obsm", "obsp"]
 
 
 class Reader(ABC):
@@ -59,6 +61,18 @@ class Reader(ABC):
 
     def entries(self, matrix: Matrix) -> Iterator[Entries]:
         """All stored values of a matrix whose layout cannot be read by row, in blocks."""
+        raise NotImplementedError
+
+    def keys_beside(self, kind: Beside) -> list[str]:
+        """Names of what the file holds of its cells beside counts: ``obs`` columns, ``obsm`` or ``obsp`` entries."""
+        return []
+
+    def obs_column(self, key: str) -> list[str]:
+        """One ``obs`` column as text, a value per cell, empty where there is none."""
+        raise NotImplementedError
+
+    def beside(self, kind: Beside, key: str) -> sparse.csr_matrix:
+        """One entry of ``obsm`` (cells x coordinates) or ``obsp`` (cells x cells), float32."""
         raise NotImplementedError
 
 

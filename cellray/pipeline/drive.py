@@ -53,13 +53,18 @@ class Drive:
         yield from failed
         shards = [{shard.name: shard for shard in self._shards(plan)} for plan in ready]
         waiting = [self._missing(plan, records) for plan, records in zip(ready, shards, strict=True)]
+        if not self.order.encode:
+            for number, plan in enumerate(ready):
+                if waiting[number]:
+                    self._failed.add(number)
+                    yield plan.source.dataset_id, _unscored(plan)
         units = [
             Unit(number, record.start, record.stop, self._part_uri(plan, record.name))
             for number, plan in enumerate(ready)
             for record in shards[number].values()
-            if record.name in waiting[number]
+            if record.name in waiting[number] and number not in self._failed
         ]
-        n_cells = sum(plan.n_cells for plan in ready)
+        n_cells = sum(plan.n_cells for number, plan in enumerate(ready) if number not in self._failed)
         n_todo = sum(unit.stop - unit.start for unit in units)
         self.progress.start(n_cells, n_cells - n_todo)
         seconds: list[defaultdict[str, float]] = [defaultdict(float) for _ in ready]
@@ -161,3 +166,11 @@ def _finishing(job: Finishing) -> Manifest | CellRayError:
 
 def _error(receipt: Receipt) -> CellRayError:
     return _STAGE_ERRORS.get(receipt.error_code, DatasetError)(receipt.error)
+
+
+def _unscored(plan: DatasetPlan) -> CellRayError:
+    msg = (
+        f"dataset {plan.source.dataset_id!r}: no scores of this content, model, label set and alpha are stored; "
+        "run cellray annotate"
+    )
+    return RefineError(msg)

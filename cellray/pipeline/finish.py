@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from scipy import sparse
 
 from cellray import manifest as manifests
 from cellray import schema, storage
-from cellray.errors import RefineError, WriteError, boundary
+from cellray.errors import WriteError, boundary
 from cellray.ingest import DatasetPlan, read_rows
 from cellray.ingest.reader import open_dataset
 from cellray.manifest import Manifest, ShardRecord
 from cellray.pipeline.order import WorkOrder
-from cellray.schema import Status
+from cellray.schema import Source, Status
 
 _VIEW_CELLS = 5000
 _PLAIN_BYTES = 1 << 30  # libraries and one part
@@ -49,13 +48,11 @@ class Finishing:
 
     def memory_bytes(self) -> int:
         """Upper estimate of what ``finish`` needs, for the scheduler."""
-        if self.order.refine is None:
+        if self.order.refining.refine == "none":
             return _PLAIN_BYTES
         from cellray.refine.grit import memory_bytes
 
-        return memory_bytes(
-            self.plan.n_cells, len(self.order.scoring.labels), self.order.refine["k"], self.plan.matrix.nnz
-        )
+        return memory_bytes(self.plan.n_cells, len(self.order.scoring.labels), self.order.refining.k)
 
 
 def finish(job: Finishing) -> Manifest:
@@ -65,9 +62,13 @@ def finish(job: Finishing) -> Manifest:
     seconds = dict(job.seconds)
     started = time.perf_counter()
     scored = _scored_rows(job)
-    refined = points = diagnostics = None
-    if job.order.refine is not None and len(scored):
-        refined, points, diagnostics = _refine(job, scored)
+    refinement = None
+    if job.order.refining.refine != "none" and len(scored):
+        from cellray.pipeline.refining import refine_dataset
+
+        refinement = refine_dataset(job.order, job.plan, job.shards, job.part_uris, scored)
+    refined = None if refinement is None else refinement.p
+    source = Source.ENCODER if refinement is None else Source(refinement.diagnostics["method"])
     seconds["refine"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -79,16 +80,15 @@ def finish(job: Finishing) -> Manifest:
         for uri in job.part_uris:
             part = read_part(uri, columns)
             n = part[schema.REJECT_CODE].null_count
-            yield label_table(
-                part, job.order.scoring.labels, job.order.label_ids, None if refined is None else refined[at : at + n]
-            )
+            decisive = None if refined is None else refined[at : at + n]
+            yield label_table(part, job.order.scoring.labels, job.order.label_ids, decisive, source)
             at += n
 
     counts = write_annotations(annotations, tables())
     seconds["annotate"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    _write_view(job, scored, points)
+    _write_view(job, scored, None if refinement is None else refinement.points)
     seconds["view"] = time.perf_counter() - started
     started = time.perf_counter()
     _write_copy(job, annotations)
@@ -109,7 +109,7 @@ def finish(job: Finishing) -> Manifest:
         rejects=counts.rejects,
         shards=[_hashed(job, shard) for shard in job.shards],
         plan=job.plan.describe(),
-        refinement=diagnostics,
+        refinement=None if refinement is None else {**refinement.diagnostics, "steps": refinement.steps},
         seconds={name: round(value, 3) for name, value in seconds.items()},
         warnings=list(job.plan.warnings),
         versions=job.order.versions,
@@ -138,25 +138,6 @@ def _scored_rows(job: Finishing) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _refine(job: Finishing, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    from cellray.refine.grit import refine
-    from cellray.write import read_part
-
-    p0 = np.empty((len(scored), len(job.order.scoring.labels)), np.float32)
-    blocks, at = [], 0
-    for uri, shard in zip(job.part_uris, job.shards, strict=True):
-        part = read_part(uri, [schema.REJECT_CODE, schema.PROBABILITIES])
-        kept = np.flatnonzero(part[schema.REJECT_CODE].is_null().to_numpy())
-        p0[at : at + len(kept)] = pc.list_flatten(part[schema.PROBABILITIES]).to_numpy().reshape(len(kept), -1)
-        at += len(kept)
-        blocks.append(read_rows(job.plan, shard.start, shard.stop).counts[kept])
-    counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
-    blocks.clear()
-    with boundary(RefineError, f"dataset {job.plan.source.dataset_id!r}"):
-        result = refine(p0, counts, **(job.order.refine or {}))
-    return result.p, result.points, result.diagnostics
-
-
 def _write_view(job: Finishing, scored: np.ndarray, points: np.ndarray | None) -> None:
     """Lay out a sample of the cells in two dimensions, by principal components or, without refinement, embedding."""
     import pyarrow.parquet as pq
@@ -164,7 +145,7 @@ def _write_view(job: Finishing, scored: np.ndarray, points: np.ndarray | None) -
     from cellray.report import two_dimensional
 
     chosen = np.sort(np.random.default_rng(0).choice(len(scored), min(len(scored), _VIEW_CELLS), replace=False))
-    sample = _embeddings(job, scored[chosen]) if points is None else points[chosen]
+    sample = _embeddings(job, scored[chosen]) if points is None or points.shape[1] < 2 else points[chosen]
     table = two_dimensional(sample, scored[chosen], max_cells=_VIEW_CELLS)
     with storage.writing(storage.join(job.folder, schema.VIEW_FILE)) as path:
         pq.write_table(table, path, compression="zstd")

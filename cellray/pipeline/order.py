@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cellray import schema, storage
+from cellray.settings import RefineSettings
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,17 @@ class Scoring:
 
 @dataclass(frozen=True)
 class WorkOrder:
-    """What a run does to every dataset. ``refine`` holds GRIT's arguments or is None; ``record`` goes into ``uns``."""
+    """What a run does to every dataset; ``record`` goes into ``uns``. Without ``encode`` all scores must be there."""
 
     out: str
     shard_cells: int
+    encode: bool
     encoders: int | None
     scoring: Scoring
     label_ids: tuple[str, ...]
     scoring_key: str
     refining_key: str
-    refine: dict[str, Any] | None
+    refining: RefineSettings
     versions: dict[str, str]
     record: dict[str, Any]
 

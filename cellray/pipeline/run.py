@@ -19,7 +19,7 @@ from cellray import __version__, schema, storage
 from cellray import manifest as manifests
 from cellray.cluster import ray_session
 from cellray.errors import CellRayError, DatasetError, SettingError, one_line
-from cellray.ingest import DatasetPlan, DatasetSource, GeneIndex, find_sources, inspect_dataset
+from cellray.ingest import DatasetPlan, DatasetSource, GeneIndex, check_beside, find_sources, inspect_dataset
 from cellray.labels.candidates import Label, read_labels
 from cellray.lock import RunLock
 from cellray.manifest import Manifest
@@ -70,8 +70,10 @@ class RunResult:
         }
 
 
-def annotate(settings: AnnotateSettings, progress: Progress | None = None) -> RunResult:
+def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, encode: bool = True) -> RunResult:
     """Annotate every dataset that ``settings`` name and write the output folder.
+
+    Without ``encode`` the scores must be in the output folder already; a dataset without them fails.
 
     Raises
     ------
@@ -88,12 +90,13 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None) -> Ru
     labels = label_set(settings, checkpoint)
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
     sources = find_sources(settings.inputs)
+    settings = _from_anywhere(settings)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     plans, errors = _inspect(sources, genes, settings, progress)
     if not plans:
         raise _all_failed(errors)
     with RunLock(settings.out, run_id) as lock:
-        run = _Run(settings, run_id, checkpoint, labels, progress)
+        run = _Run(settings, run_id, checkpoint, labels, progress, encode=encode)
         run.record([source.dataset_id for source in sources])
         for dataset_id, error in errors.items():
             run.fail(dataset_id, error)
@@ -105,6 +108,16 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None) -> Ru
 
         result.report = write_report(settings.out)
     return result
+
+
+def _from_anywhere(settings: AnnotateSettings) -> AnnotateSettings:
+    """Make paths absolute, so that the settings mean the same in workers and when the output folder is used again."""
+    known: dict[str, Any] = {"inputs": tuple(map(storage.absolute, settings.inputs))}
+    if settings.labels is not None:
+        known["labels"] = storage.absolute(settings.labels)
+    if settings.model not in checkpoints.BUNDLED:
+        known["model"] = storage.absolute(settings.model)
+    return settings.model_copy(update=known)
 
 
 def label_set(settings: AnnotateSettings, checkpoint: Checkpoint) -> list[Label]:
@@ -133,7 +146,9 @@ def _inspect(
 ) -> tuple[list[DatasetPlan], dict[str, CellRayError]]:
     def one(source: DatasetSource) -> DatasetPlan | CellRayError:
         try:
-            return inspect_dataset(source, genes, layer=settings.layer, gene_key=settings.gene_key)
+            plan = inspect_dataset(source, genes, layer=settings.layer, gene_key=settings.gene_key)
+            check_beside(source, settings.beside())
+            return plan
         except DatasetError as error:
             return error
 
@@ -168,14 +183,21 @@ class _Run:
     """The state of one run in its output folder."""
 
     def __init__(
-        self, settings: AnnotateSettings, run_id: str, checkpoint: Checkpoint, labels: list[Label], progress: Progress
+        self,
+        settings: AnnotateSettings,
+        run_id: str,
+        checkpoint: Checkpoint,
+        labels: list[Label],
+        progress: Progress,
+        *,
+        encode: bool,
     ) -> None:
         self.settings, self.checkpoint, self.labels, self.progress = settings, checkpoint, labels, progress
         self.result = RunResult(settings.out, run_id)
         self.scoring_key = settings.scoring_key(checkpoint.digest, [(label.name, label.text) for label in labels])
         self.refining_key = settings.refining_key(self.scoring_key)
         self.versions = versions()
-        self.order = self._work_order()
+        self.order = self._work_order(encode=encode)
 
     def record(self, dataset_ids: list[str]) -> None:
         """Write ``run.json``."""
@@ -234,16 +256,16 @@ class _Run:
                     self.fail(dataset_id, outcome)
             self.result.cells_per_s = drive.cells_per_s
 
-    def _work_order(self) -> WorkOrder:
+    def _work_order(self, *, encode: bool) -> WorkOrder:
         settings, checkpoint = self.settings, self.checkpoint
-        refine = settings.model_dump(include={"lam", "k", "n_pcs"}) if settings.refine == "grit" else None
         return WorkOrder(
             out=settings.out,
             shard_cells=settings.shard_cells,
+            encode=encode,
             encoders=settings.encoders,
             scoring=Scoring(
                 # A bundled model lies where the worker's package is, any other at the same place for all.
-                model=settings.model if settings.model in checkpoints.BUNDLED else storage.absolute(settings.model),
+                model=settings.model,
                 tokens=checkpoint.genes[schema.TOKEN].to_numpy(),
                 medians=checkpoint.genes[schema.MEDIAN].to_numpy(),
                 max_genes=checkpoint.config.max_tokens - 1,
@@ -256,7 +278,7 @@ class _Run:
             label_ids=tuple(label.term_id for label in self.labels),
             scoring_key=self.scoring_key,
             refining_key=self.refining_key,
-            refine=refine,
+            refining=settings,
             versions=self.versions,
             record={
                 "schema_version": schema.SCHEMA_VERSION,
@@ -264,9 +286,7 @@ class _Run:
                 "model": checkpoint.name,
                 "model_digest": checkpoint.digest,
                 "labels": [label.name for label in self.labels],
-                "settings": settings.model_dump(
-                    mode="json", include={"alpha", "refine", "lam", "k", "n_pcs", "min_genes"}
-                ),
+                "settings": {"alpha": settings.alpha, "min_genes": settings.min_genes, **settings.refining()},
                 "refining_key": self.refining_key,
                 "versions": self.versions,
             },

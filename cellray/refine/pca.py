@@ -1,59 +1,59 @@
-"""Raw counts to principal components, the way scanpy's tutorials do it.
+"""Raw counts to principal components, the way scanpy's tutorials do it, in passes over row blocks.
 
-Contract: ``normalize_total``, ``log1p``, ``highly_variable_genes(flavor="seurat")``, ``scale`` and
-``pca(svd_solver="arpack")``, each scanpy's own; the result equals those calls in a row up to the sign of a component.
-The caller's matrix is not changed. The same input and seed give the same points on the same machine and number of
-threads. It does not filter cells or genes, correct batches, or look at labels.
+Contract: ``normalize_total``, ``log1p``, ``highly_variable_genes``, ``scale`` and ``pca`` of scanpy in a row give the
+same points up to the sign of a component. Counts are read three times (moments, covariance of the chosen genes,
+projection) and never held: memory is that of one block and of the genes' covariance, whatever the number of cells.
+The same input gives the same points on the same machine. It does not filter cells or genes, correct batches, or look
+at labels.
 
-Deviations from the plain calls, all for inputs on which those fail or amplify rounding errors:
+Deviations from the plain calls, beside those of ``cellray.refine.genes``:
 
-1. Genes whose log-normalised values are all equal are never taken, for ``scale`` would blow their rounding errors up
-   to unit variance. With at most ``n_top_genes`` other genes all of those are taken.
-2. Exactly ``n_top_genes`` genes are taken: of equally dispersed ones the first, and those without a dispersion last.
-   scanpy takes all that are equal, and fails when no gene has a dispersion.
-3. ``n_pcs`` is cut to what the data can have, ``min(n_pcs, n - 1, genes)``. Matrices with a short side use LAPACK's
-   SVD: ARPACK cannot give all components, and where it meets an invariant subspace it goes on from its own random
-   state. One cell, or no varying gene, gives points without coordinates.
+1. Components are eigenvectors of the covariance in float64; scanpy iterates on the scaled float32 matrix.
+2. ``n_pcs`` is cut to what the data can have, ``min(n_pcs, n - 1, genes)``. One cell, or no varying gene, gives points
+   without coordinates.
 """
 
-import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.linalg import eigh
+from scipy.linalg.blas import ssyrk
 
-_FLAVOR = "seurat"
-_EXPECTED_WARNINGS = (
-    "Some cells have zero counts",  # they stay at zero
-    "zero-centering a sparse array",  # only the selected genes are made dense
-)
-_CONSTANT_SPREAD = 1e-5  # of log-normalised values: about ten float32 steps at log1p(1e4)
-_EXACT_SIZE = 500  # cells or genes up to which LAPACK's SVD is used
+from cellray.errors import RefineError
+from cellray.refine.counts import fill_scaled
+from cellray.refine.genes import Flavor, highly_variable, moments
+
+Blocks = Callable[[], Iterable[sparse.csr_matrix]]
+
+_ROWS = 4096
 
 
 def principal_components(
-    counts: sparse.csr_matrix,
+    blocks: Blocks,
     *,
     n_pcs: int = 50,
     n_top_genes: int = 2000,
+    flavor: Flavor = "seurat",
     target_sum: float = 1e4,
     max_value: float = 10,
-    seed: int = 0,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Project cells onto the principal components of their highly variable genes.
 
     Parameters
     ----------
-    counts
-        Raw counts, (n cells, genes), finite and non-negative.
+    blocks
+        Each call starts a pass: raw counts of all cells as CSR row blocks, (m, genes), finite and non-negative.
     n_pcs, n_top_genes
         Components and highly variable genes wanted; fewer are taken where the data has fewer.
+    flavor
+        How highly variable genes are chosen.
     target_sum
         Counts per cell after normalisation.
     max_value
         Standard deviations at which a scaled value is clipped.
-    seed
-        Start vector of ARPACK.
 
     Returns
     -------
@@ -62,46 +62,108 @@ def principal_components(
     settings
         The values used, ``n_genes`` and ``n_pcs`` being those found in the data.
     """
-    import anndata
-    import scanpy as sc
-
+    found = moments(_checked(blocks()), target_sum)
+    genes = highly_variable(found, n_top_genes, flavor) if found.n > 1 else np.empty(0, np.int64)
+    used = max(0, min(n_pcs, found.n - 1, len(genes)))
     settings: dict[str, Any] = {
         "target_sum": target_sum,
-        "flavor": _FLAVOR,
+        "flavor": flavor,
         "n_top_genes": n_top_genes,
         "max_value": max_value,
-        "seed": seed,
-        "solver": "none",
-        "n_genes": 0,
-        "n_pcs": 0,
+        "n_genes": len(genes),
+        "n_pcs": used,
     }
-    n_cells = counts.shape[0]
-    nothing = np.zeros((n_cells, 0), dtype=np.float32)
-    if n_cells < 2:
-        return nothing, settings
-
-    with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        data = anndata.AnnData(sparse.csr_matrix(counts, dtype=np.float32, copy=True))
-        sc.pp.normalize_total(data, target_sum=target_sum)
-        sc.pp.log1p(data)
-        genes = np.flatnonzero(_spread(data.X) > _CONSTANT_SPREAD)
-        if len(genes) == 0:
-            return nothing, settings
-        if len(genes) > n_top_genes:
-            table = sc.pp.highly_variable_genes(data, flavor=_FLAVOR, inplace=False)
-            dispersion = table["dispersions_norm"].to_numpy()[genes]
-            genes = np.sort(genes[np.argsort(-dispersion, kind="stable")[:n_top_genes]])
-        data = data[:, genes].copy()
-        sc.pp.scale(data, max_value=max_value)
-        used = min(n_pcs, data.n_obs - 1, data.n_vars)
-        solver = "arpack" if min(data.shape) > max(used, _EXACT_SIZE) else "full"
-        sc.pp.pca(data, n_comps=used, svd_solver=solver, random_state=seed)
-    points = np.ascontiguousarray(data.obsm["X_pca"], dtype=np.float32)
-    return points, {**settings, "solver": solver, "n_genes": data.n_vars, "n_pcs": used}
+    points = np.zeros((found.n, used), np.float32)
+    if used == 0:
+        return points, settings
+    scaling = _Scaling.of(
+        found.log_mean[genes], found.log_variance[genes], genes, len(found.mean), target_sum, max_value
+    )
+    covariance, centre = _covariance(scaling, blocks, found.n)
+    axes = _axes(covariance, used).astype(np.float32)
+    at = 0
+    for scaled in scaling.dense(blocks()):
+        points[at : at + len(scaled)] = scaled @ axes
+        at += len(scaled)
+    points -= centre.astype(np.float32) @ axes
+    return points, settings
 
 
-def _spread(matrix: sparse.csr_matrix) -> np.ndarray:
-    """Return maximum minus minimum of every column."""
-    return (matrix.max(axis=0) - matrix.min(axis=0)).toarray().ravel()
+def _checked(blocks: Iterable[sparse.csr_matrix]) -> Iterator[sparse.csr_matrix]:
+    for block in blocks:
+        if not np.isfinite(block.data).all() or np.min(block.data, initial=0) < 0:
+            msg = "counts hold values that are negative or not finite; leave those cells out before refining"
+            raise RefineError(msg)
+        yield block
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """How a count becomes a scaled value, see ``fill_scaled``."""
+
+    column: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray
+    target_sum: float
+    limit: np.float32
+
+    @classmethod
+    def of(
+        cls, mean: np.ndarray, variance: np.ndarray, genes: np.ndarray, n_genes: int, target_sum: float, limit: float
+    ) -> "_Scaling":
+        column = np.full(n_genes, -1, np.int32)
+        column[genes] = np.arange(len(genes))
+        scale = np.sqrt(variance)
+        zero = np.clip(-mean / scale, -limit, limit)
+        mean, scale, zero = (one.astype(np.float32) for one in (mean, scale, zero))
+        return cls(column, mean, scale, zero, target_sum, np.float32(limit))
+
+    def dense(self, blocks: Iterable[sparse.csr_matrix]) -> Iterator[np.ndarray]:
+        """Yield scaled rows, (at most ``_ROWS``, chosen genes) float32, minus those of an empty cell; one buffer."""
+        buffer = np.empty((_ROWS, len(self.mean)), np.float32)
+        for block in blocks:
+            for start in range(0, block.shape[0], _ROWS):
+                stop = min(start + _ROWS, block.shape[0])
+                rows = buffer[: stop - start]
+                indptr = block.indptr[start : stop + 1]
+                fill_scaled(
+                    indptr,
+                    block.indices,
+                    block.data,
+                    self.target_sum,
+                    self.column,
+                    self.mean,
+                    self.scale,
+                    self.zero,
+                    self.limit,
+                    rows,
+                )
+                yield rows
+
+
+def _covariance(scaling: _Scaling, blocks: Blocks, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Upper triangle of the covariance of the scaled genes, and their means, both minus an empty cell's; float64.
+
+    Taking an empty cell off changes no covariance and leaves most values 0.
+    """
+    size = len(scaling.mean)
+    products, sums = np.zeros((size, size), order="F"), np.zeros(size)
+    for rows in scaling.dense(blocks()):
+        products += ssyrk(1.0, rows.T)
+        sums += rows.sum(axis=0, dtype=np.float64)
+    centre = sums / n
+    products -= n * np.outer(centre, centre)
+    products /= n - 1
+    return products, centre
+
+
+def _axes(covariance: np.ndarray, used: int) -> np.ndarray:
+    """Return the leading eigenvectors, (genes, used), largest first; the largest entry of each is positive."""
+    last = len(covariance) - 1
+    _, vectors = eigh(
+        covariance, lower=False, subset_by_index=[last - used + 1, last], driver="evr", check_finite=False
+    )
+    vectors = vectors[:, ::-1]
+    largest = np.abs(vectors).argmax(axis=0)
+    return vectors * np.sign(vectors[largest, np.arange(used)])

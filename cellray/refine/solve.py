@@ -1,33 +1,51 @@
-"""Graph-regularised least squares: the P that minimises ||P - P0||^2 + lam Tr(P' L P), that is (I + lam L) P = P0.
+"""Graph-regularised least squares: the P that minimises sum_i w_i ||P_i - P0_i||^2 + lam Tr(P' L P).
 
-Contract: ``L = D - A`` is the unnormalised Laplacian. All columns are solved together in float64 by conjugate
-gradients with the diagonal as preconditioner, started at P0. The inverse of ``I + lam L`` has norm 1, so the residual
-bounds the error. Reference: Hestenes and Stiefel (1952), one independent recurrence per column. It does not know what
-the columns mean, and it does not clip or normalise them.
+Contract: solves (W + lam L) P = W P0, where ``L = D - A`` is the unnormalised Laplacian and W the diagonal of
+``weights``, all 1 unless given; a cell of infinite weight keeps its scores. Large systems: conjugate gradients with
+the diagonal as preconditioner and an independent recurrence per class (Hestenes and Stiefel 1952), in float32 on
+blocks of classes over cells ordered for locality (reverse Cuthill-McKee), started again on the float64 residual until
+that is small enough: convergence is measured, not assumed. With weights of at least 1 the inverse has norm at most 1,
+so the residual bounds the error. Small systems: one factorisation. It does not know what the columns mean, and it does
+not clip or normalise them.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from cellray.errors import RefineError
+from cellray.refine import kernels
+from cellray.refine.kernels import WIDTH
 
+DIRECT_CELLS = 500
+_Edges = tuple[np.ndarray, np.ndarray, np.ndarray]  # of a CSR matrix
 _MAX_ITERATIONS = 5_000
-_ACCEPTED = 1e-6
+_PATIENCE = 300  # iterations without a smaller residual
+_REACHED = 0.99  # of the tolerance, for the caller's check rounds differently
+_AIM = 0.5  # of the tolerance: what a float32 round stops at, so that the float64 check seldom asks for another
 
 
 @dataclass(frozen=True)
 class Solution:
-    """``p`` (n, c) float64; ``residual`` is the largest over columns of ||P0 - (I + lam L) P|| / ||P0||."""
+    """``p`` (n, c) float64; ``residual`` is the largest over classes of ||W P0 - (W + lam L) P|| / ||W P0||."""
 
     p: np.ndarray
     iterations: int
     residual: float
 
 
-def solve(graph: sparse.csr_matrix, p0: np.ndarray, lam: float, *, tol: float = 1e-10) -> Solution:
-    """Solve (I + lam L) P = P0 by preconditioned conjugate gradients.
+def solve(
+    graph: sparse.csr_matrix,
+    p0: np.ndarray,
+    lam: float,
+    *,
+    weights: np.ndarray | None = None,
+    tol: float = 1e-6,
+    direct_cells: int = DIRECT_CELLS,
+) -> Solution:
+    """Solve (W + lam L) P = W P0.
 
     Parameters
     ----------
@@ -37,65 +55,162 @@ def solve(graph: sparse.csr_matrix, p0: np.ndarray, lam: float, *, tol: float = 
         (n, c) scores.
     lam
         Strength of the smoothing, finite and >= 0; 0 gives ``p0``.
+    weights
+        (n,) trust in each cell's scores, > 0; infinite holds them. None: 1 everywhere.
     tol
-        Relative residual to reach in every column.
+        Relative residual to reach in every class, in float64.
+    direct_cells
+        Largest system that is factorised.
 
     Raises
     ------
     RefineError
-        If ``lam`` or a score is not usable, or the iteration ends above ``tol``. An iteration that ends below it is
-        still refused when rounding keeps the true residual above 1e-6, which happens for an enormous ``lam``.
+        If ``lam``, a weight or a score is not usable, or the residual stays above ``tol``.
     """
-    b = _checked(p0, lam)
-    adjacency = graph.astype(np.float64)
-    diagonal = 1.0 + lam * _degrees(adjacency)
-
-    def system(p: np.ndarray) -> np.ndarray:
-        return diagonal * p - lam * (adjacency @ p)
-
-    scale = np.linalg.norm(b, axis=0)
-    scale[scale == 0] = 1.0
-    x = b.copy()
-    r = b - system(x)
-    z = r / diagonal
-    direction = z.copy()
-    rz = _dots(r, z)
-    iterations = 0
-    while (reached := _largest(r, scale)) > tol and iterations < _MAX_ITERATIONS:
-        product = system(direction)
-        step = _ratio(rz, _dots(direction, product))
-        x += step * direction
-        r -= step * product
-        z = r / diagonal
-        rz, previous = _dots(r, z), rz
-        direction = z + _ratio(rz, previous) * direction
-        iterations += 1
-
-    residual = _largest(b - system(x), scale)
-    if not (reached <= tol and residual <= _ACCEPTED):
+    b, w = _checked(p0, lam, weights)
+    free = np.isfinite(w)
+    if not free.all():
+        return _around_held(graph, b, lam, w, free, tol, direct_cells)
+    if lam == 0 or len(b) == 0:
+        return Solution(b, 0, 0.0)
+    system = _System(graph, lam, w)
+    if len(b) <= direct_cells:
+        p, iterations = system.factorised(w[:, None] * b), 0
+    else:
+        p, iterations = _conjugate_gradients(system, w[:, None] * b, b, tol)
+    residual = system.residual(w[:, None] * b, p)
+    if not residual <= tol:
         msg = f"lam {lam:g}: residual {residual:.1e} after {iterations} iterations, wanted {tol:.0e}; use a smaller lam"
         raise RefineError(msg)
-    return Solution(x, iterations, residual)
+    return Solution(p, iterations, residual)
 
 
-def solve_direct(graph: sparse.csr_matrix, p0: np.ndarray, lam: float) -> np.ndarray:
-    """Solve the same system by one factorisation: the reference, for small graphs only, as its fill-in explodes."""
-    from scipy.sparse.linalg import spsolve
-
-    b = _checked(p0, lam)
-    adjacency = graph.astype(np.float64)
-    diagonal = 1.0 + lam * _degrees(adjacency).ravel()
-    return spsolve((sparse.diags(diagonal) - lam * adjacency).tocsc(), b).reshape(b.shape)
+def solve_direct(graph: sparse.csr_matrix, p0: np.ndarray, lam: float, weights: np.ndarray | None = None) -> np.ndarray:
+    """Solve for finite ``weights`` by one float64 factorisation: the reference, whose fill-in explodes with size."""
+    b, w = _checked(p0, lam, weights)
+    return _System(graph, lam, w).factorised(w[:, None] * b)
 
 
 def energy(graph: sparse.csr_matrix, p: np.ndarray) -> float:
     """Return Tr(P' L P), the sum over edges of the squared distance between the scores of their two cells."""
-    p = p.astype(np.float64, copy=False)
-    adjacency = graph.astype(np.float64)
-    return float(np.sum(p * (_degrees(adjacency) * p - adjacency @ p)))
+    degrees = np.asarray(graph.sum(axis=1), np.float64).ravel()
+    return sum(
+        float(np.sum(block * (degrees[:, None] * block - graph @ block)))
+        for block in (p[:, at : at + WIDTH].astype(np.float64) for at in range(0, p.shape[1], WIDTH))
+    )
 
 
-def _checked(p0: np.ndarray, lam: float) -> np.ndarray:
+class _System:
+    """The matrix W + lam L: float32 weights of the edges, float64 diagonal."""
+
+    def __init__(self, graph: sparse.csr_matrix, lam: float, w: np.ndarray) -> None:
+        self.graph, self.lam, self.w = graph, lam, w
+        self.diagonal = w + lam * np.asarray(graph.sum(axis=1), np.float64).ravel()
+
+    def factorised(self, b: np.ndarray) -> np.ndarray:
+        from scipy.sparse.linalg import spsolve
+
+        matrix = sparse.diags_array(self.diagonal) - self.lam * self.graph.astype(np.float64)
+        return spsolve(sparse.csc_matrix(matrix), b).reshape(b.shape)
+
+    def residual(self, b: np.ndarray, p: np.ndarray) -> float:
+        """Largest relative residual of a class."""
+        largest = 0.0
+        for at in range(0, b.shape[1], WIDTH):
+            part, x = b[:, at : at + WIDTH], p[:, at : at + WIDTH]
+            left = np.linalg.norm(part - self.diagonal[:, None] * x + self.lam * (self.graph @ x), axis=0)
+            scale = np.linalg.norm(part, axis=0)
+            largest = max(largest, float(np.max(left / np.where(scale > 0, scale, 1.0))))
+        return largest
+
+    def permuted(self, order: np.ndarray) -> "_System":
+        return _System(sparse.csr_matrix(self.graph[order][:, order]), self.lam, self.w[order])
+
+
+def _conjugate_gradients(system: _System, b: np.ndarray, start: np.ndarray, tol: float) -> tuple[np.ndarray, int]:
+    """Solve for all classes, block by block; returns P and the iterations of the slowest block."""
+    order = reverse_cuthill_mckee(sparse.csr_matrix(system.graph), symmetric_mode=True)
+    local = system.permuted(order)
+    p, most = np.empty_like(b), 0
+    for at in range(0, b.shape[1], WIDTH):
+        columns = slice(at, min(at + WIDTH, b.shape[1]))
+        right, x = (np.zeros((len(b), WIDTH)) for _ in range(2))
+        right[:, : columns.stop - at] = b[order, columns]
+        x[:, : columns.stop - at] = start[order, columns]
+        most = max(most, _block(local, right, x, tol))
+        p[order, columns] = x[:, : columns.stop - at]
+    return p, most
+
+
+def _block(system: _System, b: np.ndarray, x: np.ndarray, tol: float) -> int:
+    """Improve ``x`` in place until its float64 residual is small or stops falling; returns the iterations.
+
+    ``b`` is used up. A round that gets nowhere in float32 (an enormous ``lam``) is followed by rounds in float64.
+    """
+    edges = (system.graph.indptr, system.graph.indices, system.graph.data.astype(np.float32, copy=False))
+    # Classes differ by many orders of magnitude, and squares of small scores would vanish in float32.
+    norm = np.linalg.norm(b, axis=0)
+    scale = 2.0 ** np.floor(np.log2(np.where(norm > 0, norm, 1)))  # a power of two, so that nothing is rounded
+    b /= scale
+    x /= scale
+    squares, last, iterations = np.empty(WIDTH), np.inf, 0
+    precision: type[np.floating] = np.float32
+    moved = None
+    while True:
+        r = np.empty(b.shape, precision)
+        kernels.remainder(*edges, system.diagonal, system.lam, b, x, r, squares)
+        worst = float(np.sqrt(squares.max()))
+        stuck = worst > last / 2
+        if worst <= _REACHED * tol or (stuck and precision is np.float64):
+            x *= scale
+            return iterations
+        if stuck:
+            x -= moved
+            precision, last = np.float64, np.inf
+            continue
+        last = worst
+        moved, done = _round(edges, system.diagonal.astype(precision), precision(system.lam), r, _AIM * tol)
+        x += moved
+        iterations += done
+
+
+def _round(edges: _Edges, diagonal: np.ndarray, lam: np.floating, r: np.ndarray, goal: float) -> tuple[np.ndarray, int]:
+    """Solve for the right-hand side ``r``, which is used up, in its precision; returns the solution and iterations."""
+    inverse = 1 / diagonal
+    p = r * inverse[:, None]
+    q, moved = np.empty_like(p), np.zeros_like(p)
+    rz = np.einsum("ij,ij->j", r, p, dtype=np.float64)
+    new_rz, rr, pq = np.empty(WIDTH), np.empty(WIDTH), np.empty(WIDTH)
+    best, best_at, iterations = np.inf, 0, 0
+    # Rounding can keep the recurrence from its goal; the caller sees the residual and goes on in float64.
+    while best > goal and iterations - best_at < _PATIENCE and iterations < _MAX_ITERATIONS:
+        kernels.multiply(*edges, diagonal, lam, p, q, pq)
+        kernels.advance(_ratio(rz, pq).astype(r.dtype), inverse, p, q, moved, r, new_rz, rr)
+        kernels.turn(_ratio(new_rz, rz).astype(r.dtype), inverse, r, p)
+        rz[:] = new_rz
+        iterations += 1
+        if (left := float(np.sqrt(rr.max()))) < best:
+            best, best_at = left, iterations
+    return moved, iterations
+
+
+def _around_held(
+    graph: sparse.csr_matrix, b: np.ndarray, lam: float, w: np.ndarray, free: np.ndarray, tol: float, direct_cells: int
+) -> Solution:
+    """Solve for the free cells; edges to held ones pull them towards scores that are known."""
+    inner = sparse.csr_matrix(graph[free][:, free])
+    pull = sparse.csr_matrix(graph[free][:, ~free])
+    # A cell with edges to held ones trusts its own scores and theirs: one weight, and the mean of both as its scores.
+    outward = lam * np.asarray(pull.sum(axis=1), np.float64).ravel()
+    weights = w[free] + outward
+    wanted = (w[free][:, None] * b[free] + lam * (pull @ b[~free])) / weights[:, None]
+    found = solve(inner, wanted, lam, weights=weights, tol=tol, direct_cells=direct_cells)
+    p = b.copy()
+    p[free] = found.p
+    return Solution(p, found.iterations, found.residual)
+
+
+def _checked(p0: np.ndarray, lam: float, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     if not 0 <= lam < np.inf:
         msg = f"lam is {lam}; it must be a finite number >= 0"
         raise RefineError(msg)
@@ -104,23 +219,14 @@ def _checked(p0: np.ndarray, lam: float) -> np.ndarray:
         row = int(np.argmin(np.isfinite(b).all(axis=1)))
         msg = f"scores of row {row} are not finite: {b[row].tolist()}; the encoder must be run again"
         raise RefineError(msg)
-    return b
-
-
-def _degrees(adjacency: sparse.csr_matrix) -> np.ndarray:
-    """Row sums as an (n, 1) column."""
-    return np.asarray(adjacency.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-
-
-def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Inner product of each column of ``a`` with the same column of ``b``."""
-    return np.einsum("ij,ij->j", a, b)
+    w = np.ones(len(b)) if weights is None else weights.astype(np.float64)
+    if not (w > 0).all():
+        row = int(np.argmin(w > 0))
+        msg = f"the weight of row {row} is {w[row]}; weights must be above 0"
+        raise RefineError(msg)
+    return b, w
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """``above / below``, 0 where a column is solved exactly and both have vanished."""
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-
-
-def _largest(residual: np.ndarray, scale: np.ndarray) -> float:
-    return float(np.max(np.linalg.norm(residual, axis=0) / scale, initial=0.0))

@@ -152,7 +152,7 @@ def _types(run: Run, manifest: Manifest, calls: Calls, called: np.ndarray) -> li
 
 def _type_bars(types: list[TypeRow], *, refined: bool) -> Markup:
     shown = types[:MOST_BARS]
-    after = ("after GRIT" if refined else "cells", _AFTER_COLOUR, [row.after for row in shown])
+    after = ("after refinement" if refined else "cells", _AFTER_COLOUR, [row.after for row in shown])
     before = ("before (encoder)", _BEFORE_COLOUR, [row.before for row in shown])
     return svg.bars([row.name for row in shown], [before, after] if refined else [after], title="Cells per type")
 
@@ -180,7 +180,7 @@ def _by_change(xy: np.ndarray, changed: np.ndarray) -> tuple[Markup, list[Key]]:
     n_changed = int(changed.sum())
     keys = [
         Key("kept the encoder's label", _BEFORE_COLOUR, "", len(changed) - n_changed),
-        Key("changed by GRIT", _CHANGED_COLOUR, "", n_changed),
+        Key("changed by refinement", _CHANGED_COLOUR, "", n_changed),
     ]
     looks = [(key.name, key.colour, "") for key in keys]
     return svg.scatter(xy, changed.astype(int), looks, title="UMAP coloured by change"), keys

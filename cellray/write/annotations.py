@@ -33,7 +33,11 @@ class Counts:
 
 
 def label_table(
-    part: pa.Table, labels: Sequence[str], label_ids: Sequence[str], refined: np.ndarray | None = None
+    part: pa.Table,
+    labels: Sequence[str],
+    label_ids: Sequence[str],
+    refined: np.ndarray | None = None,
+    refined_by: Source = Source.GRIT,
 ) -> pa.Table:
     """Turn the scores of one part into labels.
 
@@ -46,6 +50,8 @@ def label_table(
         written as null.
     refined
         Refined probabilities of the part's cells that are not rejected, in their order; float, ``(n_scored, c)``.
+    refined_by
+        What refined them.
 
     Returns
     -------
@@ -71,7 +77,7 @@ def label_table(
     decisive = encoder if refined is None else refined
     winner = decisive.argmax(axis=1)
     top_two = np.partition(decisive, -2, axis=1)[:, -2:]
-    source = Source.ENCODER if refined is None else Source.GRIT
+    source = Source.ENCODER if refined is None else refined_by
     names = pa.array(labels, pa.string())
     ids = pa.array([label_id or None for label_id in label_ids], pa.string())
     columns = {

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
-from cellray.refine.graph import knn_graph
+from cellray.errors import RefineError
+from cellray.refine.graph import existing, knn_graph, nearest, symmetrised
 
 
 def by_hand(points, k):
@@ -49,14 +51,64 @@ def test_no_neighbours_without_other_cells_or_coordinates(n, p):
     assert graph.nnz == 0
 
 
-def test_the_approximate_search_is_near_the_exact_one_and_repeats_itself():
+@pytest.fixture(scope="module")
+def many():
+    """Cells of 30 types in 20 dimensions, 300 of them at one place."""
     rng = np.random.default_rng(0)
-    points = rng.normal(size=(8, 10))[rng.integers(0, 8, 1500)] * 3 + rng.normal(size=(1500, 10))
-    points[:60] = points[0]
-    points = points.astype(np.float32)
-    found = knn_graph(points, 15, exact_cells=0)
-    assert_simple_graph(found)
-    assert found.sum(axis=1).min() >= 15
-    assert (found != knn_graph(points, 15, exact_cells=0)).nnz == 0
-    exact = knn_graph(points, 15)[60:, 60:]  # duplicates have many right answers
-    assert exact.multiply(found[60:, 60:]).nnz > 0.98 * exact.nnz
+    points = rng.normal(size=(30, 20))[rng.integers(0, 30, 24_000)] * 3 + rng.normal(size=(24_000, 20))
+    points[:300] = points[0]
+    return points.astype(np.float32)
+
+
+def test_the_approximate_search_is_near_the_exact_one_and_repeats_itself(many):
+    found = nearest(many, 15)
+    assert found.search == "inverted lists"
+    assert found.recall >= 0.99
+    np.testing.assert_array_equal(found.indices, nearest(many, 15).indices)
+    assert (found.indices != np.arange(len(many))[:, None]).all()
+    assert (found.indices[:300] < 300).all()  # duplicates find each other
+    graph = symmetrised(found.indices)
+    assert_simple_graph(graph)
+    exact = symmetrised(nearest(many, 15, exact_cells=len(many)).indices)[300:, 300:]
+    assert exact.multiply(graph[300:, 300:]).nnz > 0.99 * exact.nnz
+
+
+def test_recall_is_that_of_the_search(many):
+    """The build's own figure, on a sample, against all cells."""
+    found = nearest(many, 15)
+    exact = nearest(many, 15, exact_cells=len(many)).indices
+    share = np.mean([len(set(a) & set(b)) / 15 for a, b in zip(found.indices[300:], exact[300:], strict=True)])
+    assert share >= 0.99
+    assert abs(share - found.recall) < 0.01
+
+
+@pytest.mark.parametrize("exact_cells", [20_000, 100])
+def test_batches_give_equally_many_neighbours(many, exact_cells):
+    points, batches = many[:6000], np.arange(6000) % 3
+    found = nearest(points, 12, batches=batches, exact_cells=exact_cells)
+    assert found.indices.shape == (6000, 12)
+    np.testing.assert_array_equal(np.sort(batches[found.indices], axis=1), np.tile(np.repeat([0, 1, 2], 4), (6000, 1)))
+    assert (found.indices != np.arange(6000)[:, None]).all()
+    assert found.recall >= 0.99
+
+
+def test_a_batch_smaller_than_its_share_gives_what_it_has():
+    points = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    batches = np.r_[np.zeros(38, int), [1, 1]]
+    found = nearest(points, 10, batches=batches)
+    assert (np.sort(found.indices[38:], axis=1)[:, -6:] >= 0).all()
+    graph = symmetrised(found.indices)
+    assert_simple_graph(graph)
+    assert (graph[:38, 38:].sum(axis=1) == 2).all()
+
+
+def test_a_given_graph_is_made_simple():
+    given = sparse.csr_matrix(np.array([[1.0, 0.5, 0.0], [0.0, 2.0, 0.0], [0.25, 0.0, 0.0]]))
+    expected = np.array([[0, 0.5, 0.25], [0.5, 0, 0], [0.25, 0, 0]])
+    found = existing(given, 3)
+    np.testing.assert_array_equal(found.toarray(), expected)
+    assert found.nnz == 4
+    assert given[0, 0] == 1.0
+    given.data[0] = -1
+    with pytest.raises(RefineError, match="negative"):
+        existing(given, 3)

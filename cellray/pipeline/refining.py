@@ -1,0 +1,95 @@
+"""Refinement of one dataset inside a run: scores from its parts, counts from its file, settings from the order.
+
+Contract: cells without scores (rejected ones) take no part; the result has one row a scored cell, in row order. Counts
+are read block by block, as often as the refinement passes over them. What refinement does is in ``cellray.refine``.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from scipy import sparse
+
+from cellray import schema
+from cellray.errors import RefineError, boundary
+from cellray.ingest import DatasetPlan, read_coordinates, read_graph, read_obs_text, read_rows
+from cellray.manifest import ShardRecord
+from cellray.pipeline.order import WorkOrder
+from cellray.refine.grit import Given, Options, Refinement, refine
+
+_UNKNOWN = ("", "unknown", "nan")
+
+
+def refine_dataset(
+    order: WorkOrder, plan: DatasetPlan, shards: Sequence[ShardRecord], part_uris: Sequence[str], scored: np.ndarray
+) -> Refinement:
+    """Refine the scores of the cells ``scored`` (ascending rows) of one dataset.
+
+    Raises
+    ------
+    RefineError
+        If the refinement fails; other dataset errors if something it needs cannot be read.
+    """
+    p0 = _scores(part_uris, scored, len(order.scoring.labels))
+
+    def blocks() -> Iterator[sparse.csr_matrix]:
+        for shard in shards:
+            first, last = np.searchsorted(scored, [shard.start, shard.stop])
+            if first < last:
+                yield read_rows(plan, shard.start, shard.stop).counts[scored[first:last] - shard.start]
+
+    given = _given(order, plan, scored)
+    with boundary(RefineError, f"dataset {plan.source.dataset_id!r}"):
+        return refine(p0, blocks, options(order), given)
+
+
+def options(order: WorkOrder) -> Options:
+    """Return the refinement's own form of the settings."""
+    chosen = order.refining
+    if chosen.refine == "none":
+        msg = "refinement is off"
+        raise ValueError(msg)
+    weight = np.inf if chosen.anchor_weight is None else chosen.anchor_weight
+    return Options(method=chosen.refine, lam=chosen.lam, k=chosen.k, n_pcs=chosen.n_pcs, anchor_weight=weight)
+
+
+def _scores(part_uris: Sequence[str], scored: np.ndarray, n_labels: int) -> np.ndarray:
+    from cellray.write import read_part
+
+    p0, at = np.empty((len(scored), n_labels), np.float32), 0
+    for uri in part_uris:
+        part = read_part(uri, [schema.REJECT_CODE, schema.PROBABILITIES])
+        found = pc.list_flatten(part[schema.PROBABILITIES]).to_numpy().reshape(-1, n_labels)
+        p0[at : at + len(found)] = found
+        at += len(found)
+    return p0
+
+
+def _given(order: WorkOrder, plan: DatasetPlan, scored: np.ndarray) -> Given:
+    chosen, source = order.refining, plan.source
+    entries: dict[str, Any] = {}
+    if chosen.use_rep is not None:
+        entries["points"] = read_coordinates(source, chosen.use_rep)[scored]
+    if chosen.use_graph is not None:
+        entries["graph"] = sparse.csr_matrix(read_graph(source, chosen.use_graph)[scored][:, scored])
+    if chosen.graph_batch_key is not None:
+        entries["batches"] = np.unique(read_obs_text(source, chosen.graph_batch_key), return_inverse=True)[1][scored]
+    if chosen.anchor_key is not None:
+        entries["anchors"] = _anchors(order, plan, read_obs_text(source, chosen.anchor_key))[scored]
+    return Given(**entries)
+
+
+def _anchors(order: WorkOrder, plan: DatasetPlan, known: np.ndarray) -> np.ndarray:
+    """Label numbers of known labels, given by name or Cell Ontology id; -1 where nothing is known."""
+    number = {name: index for index, name in enumerate(order.label_ids) if name}
+    number |= {name: index for index, name in enumerate(order.scoring.labels)}
+    values, which = np.unique(known, return_inverse=True)
+    strange = [value for value in values if value not in number and value.lower() not in _UNKNOWN]
+    if strange:
+        msg = (
+            f"dataset {plan.source.dataset_id!r}: obs[{order.refining.anchor_key!r}] holds {strange[0]!r}, "
+            f"which is no label of this run; give a name or Cell Ontology id of the label set, or nothing"
+        )
+        raise RefineError(msg)
+    return np.array([number.get(value, -1) for value in values], np.int64)[which]

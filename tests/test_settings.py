@@ -22,7 +22,9 @@ TEXTS = [("B cell", "a B cell"), ("T cell", "a T cell")]
         ({"k": 0}, "k"),
         ({"k": 2.5}, "k"),
         ({"n_pcs": "many"}, "n_pcs"),
-        ({"refine": "majority"}, "refine"),
+        ({"refine": "smooth"}, "refine"),
+        ({"lam": "best"}, "lam"),
+        ({"anchor_weight": 0.5}, "anchor_weight"),
         ({"inputs": []}, "inputs"),
         ({"out": ""}, "out"),
         ({"shard_cells": 0}, "shard_cells"),
@@ -52,7 +54,17 @@ CHANGES_SCORES = {
     "shard_cells": 10,
     "batch_tokens": 9,
 }
-CHANGES_LABELS = {"refine": "none", "lam": 2.0, "k": 7, "n_pcs": 9}
+CHANGES_LABELS = {
+    "refine": "none",
+    "lam": "gcv",
+    "k": 7,
+    "n_pcs": 9,
+    "graph_batch_key": "donor",
+    "use_rep": "X_pca",
+    "use_graph": "connectivities",
+    "anchor_key": "known",
+    "anchor_weight": 3.0,
+}
 CHANGES_NOTHING = {
     "inputs": ["b.h5ad"],
     "out": "other",
@@ -102,3 +114,14 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELLRAY_OBJECT_STORE_BYTES", "1")
     with pytest.raises(ValidationError):
         Environment()
+
+
+def test_a_given_graph_excludes_what_would_make_one() -> None:
+    with pytest.raises(SettingError, match=r"use_graph.*pass one or the other"):
+        AnnotateSettings.checked(**BASE, use_graph="connectivities", use_rep="X_pca")
+
+
+def test_what_every_dataset_must_have() -> None:
+    wanted = {"graph_batch_key": "donor", "use_rep": "X_pca", "anchor_key": "known"}
+    assert AnnotateSettings.checked(**BASE, **wanted).beside() == {"donor": "obs", "X_pca": "obsm", "known": "obs"}
+    assert AnnotateSettings.checked(**BASE, **wanted, refine="none").beside() == {}

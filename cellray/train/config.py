@@ -63,6 +63,8 @@ class PretrainConfig(_Strict):
     panel_share: Annotated[float, Field(ge=0, le=1, description="share of cells cut to a random gene panel")] = 0.7
     smallest_panel: Annotated[float, Field(gt=0, le=1)] = 0.04
     admixture: Annotated[float, Field(ge=0, le=1, description="most of another cell's genes mixed into a cell")] = 0.4
+    programs_off: Annotated[float, Field(ge=0, le=1, description="share of cells that lose a gene program")] = 0.3
+    programs_on: Annotated[float, Field(ge=0, le=1, description="share of cells that a gene program is added to")] = 0.4
     ancestor_share: Annotated[float, Field(ge=0, le=1, description="share of cells named by an ancestor term")] = 0.3
     mask_share: Annotated[float, Field(ge=0, le=1, description="share of genes masked in every second cell")] = 0.15
     masked_per_batch: int = 512

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cellray.train.config import HoldOut, PretrainConfig
+from cellray.train.programs import Programs
 from cellray.train.terms import Terms
 
 PAD, MASK, FIRST_GENE = 0, 1, 2
@@ -77,7 +78,7 @@ def held_out(rule: HoldOut, cell_ids: Sequence[str], groups: Sequence[str] | Non
 
 
 class Sampler:
-    """Draws class-balanced batches with random gene panels, foreign genes, ancestor names and masked genes.
+    """Draws class-balanced batches with foreign genes, switched programs, gene panels, ancestor names and masked genes.
 
     Parameters
     ----------
@@ -85,10 +86,15 @@ class Sampler:
         What to draw from and how; see ``PretrainConfig``.
     cls_token
         Id put in front of every cell; also the size of the gene vocabulary.
+    programs
+        Sets of genes that go together.
     """
 
-    def __init__(self, corpus: Corpus, terms: Terms, config: PretrainConfig, cls_token: int) -> None:
+    def __init__(
+        self, corpus: Corpus, terms: Terms, config: PretrainConfig, cls_token: int, programs: Programs
+    ) -> None:
         self.corpus, self.terms, self.config, self.cls_token = corpus, terms, config, cls_token
+        self.programs = programs
         usable = np.flatnonzero(~corpus.held_out & (corpus.label >= 0))
         groups = corpus.label[usable] * (int(corpus.dataset.max()) + 1) + corpus.dataset[usable]
         _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -103,7 +109,9 @@ class Sampler:
         labels = self.corpus.label[cells]
         chosen = np.array([self._name(rng, label) for label in labels])
         texts, target = np.unique(np.concatenate([chosen, np.arange(self.terms.n_labels)]), return_inverse=True)
-        ids = self._ids([self._panel(rng, self._admixed(rng, self._genes(cell))) for cell in cells])
+        ids = self._ids(
+            [self._panel(rng, self._switched(rng, self._admixed(rng, self._genes(cell)))) for cell in cells]
+        )
         masked_at = self._choose_masked(rng, ids)
         genes = ids[masked_at[:, 0], masked_at[:, 1]]
         ids[masked_at[:, 0], masked_at[:, 1]] = MASK
@@ -127,6 +135,15 @@ class Sampler:
         foreign = other[rng.random(len(other)) < rng.random() * self.config.admixture]
         foreign = np.setdiff1d(foreign, genes)
         return np.insert(genes, rng.integers(0, len(genes) + 1, len(foreign)), foreign)
+
+    def _switched(self, rng: np.random.Generator, genes: np.ndarray) -> np.ndarray:
+        """Switch a gene program off or on, or leave the cell as it is."""
+        draw = rng.random()
+        if draw < self.config.programs_off:
+            return self.programs.off(rng, genes)
+        if draw < self.config.programs_off + self.config.programs_on:
+            return self.programs.on(rng, genes, int(rng.choice(self._genes(rng.choice(self.usable)))))
+        return genes
 
     def _panel(self, rng: np.random.Generator, genes: np.ndarray) -> np.ndarray:
         if rng.random() < self.config.panel_share:

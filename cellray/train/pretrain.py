@@ -8,7 +8,8 @@ Deviations from the LangCell paper, made for a model that must ship in a few meg
 4. Masked genes are predicted in the same pass as the other losses, in every second cell.
 5. Gene embeddings start from a singular value decomposition of the training cells (``cellray.train.initial``).
 6. One CLS serves the contrastive and the matching loss; there is no momentum encoder or queue.
-7. Some genes of another cell are mixed into every second cell, as ambient RNA does (``cellray.train.corpus``).
+7. Gene programs are switched on and off in training cells, so that no one program decides (``cellray.train.programs``),
+   and some genes of another cell are mixed into every second one, as ambient RNA does (``cellray.train.corpus``).
 8. The result is a moving average of the weights, which is steadier than the last of them on cells of other labs.
 
 The loop reads its corpus from a file and writes Ray Train checkpoints; it knows no dataset format.
@@ -30,8 +31,9 @@ from cellray.models.langcell import LangCell, LangCellConfig, pad_cells
 from cellray.train import losses
 from cellray.train.checkpoint import restore, save
 from cellray.train.config import PretrainConfig, Sizes
-from cellray.train.corpus import Batch, Corpus, Sampler
+from cellray.train.corpus import FIRST_GENE, Batch, Corpus, Sampler
 from cellray.train.initial import gene_vectors, initialise
+from cellray.train.programs import Programs
 from cellray.train.terms import Terms
 
 
@@ -163,7 +165,8 @@ def train_worker(loop: dict[str, TrainingInput]) -> None:
     rank = context.get_world_rank()
     torch.manual_seed(config.seed)
     trainer = Pretrainer(given)
-    trainer.start_from(gene_vectors(given.corpus, given.cls_token + 1, config.cell.hidden, config.seed))
+    vectors = gene_vectors(given.corpus, given.cls_token + 1, config.cell.hidden, config.seed)
+    trainer.start_from(vectors)
     optimiser = torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     average = Average(trainer.model, config.average_decay)
     state = {"module": trainer, "average": average}
@@ -172,7 +175,7 @@ def train_worker(loop: dict[str, TrainingInput]) -> None:
         with checkpoint.as_directory() as folder:
             first = restore(Path(folder), state, optimiser)
     parallel = prepare_model(trainer) if context.get_world_size() > 1 else trainer
-    sampler = Sampler(given.corpus, given.terms, config, given.cls_token)
+    sampler = Sampler(given.corpus, given.terms, config, given.cls_token, Programs(vectors, FIRST_GENE))
     for step in range(first, config.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, step)

@@ -17,6 +17,7 @@ from cellray.models import checkpoints
 from cellray.train.config import HoldOut, PretrainConfig
 from cellray.train.corpus import Corpus, Sampler, held_out
 from cellray.train.pretrain import Average
+from cellray.train.programs import Programs
 from cellray.train.terms import Terms
 from jobs import pretrain
 from jobs.bench.synthetic import TYPES, write_cells
@@ -35,6 +36,9 @@ CONFIG = {
     "learning_rate": 5e-3,
     "checkpoint_steps": 10,
 }
+
+
+PROGRAMS = Programs(np.vstack([np.zeros((2, 8)), np.random.default_rng(0).normal(size=(48, 8)), np.zeros((1, 8))]), 2)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,7 @@ def test_batches_depend_on_the_step_alone():
     )
     lines = {"a": {"a", "top"}, "b": {"b", "top"}, "c": {"c"}, "top": {"top"}}
     terms = Terms.build(["a", "b", "c"], lambda term: frozenset(lines[term]), 0.9)
-    sampler = Sampler(corpus, terms, PretrainConfig(**CONFIG), 50)
+    sampler = Sampler(corpus, terms, PretrainConfig(**CONFIG), 50, PROGRAMS)
     first, again, other = sampler.batch(0, 7), sampler.batch(0, 7), sampler.batch(0, 8)
     np.testing.assert_array_equal(first.ids, again.ids)
     assert first.ids.shape != other.ids.shape or (first.ids != other.ids).any()
@@ -140,13 +144,33 @@ def test_foreign_genes_are_mixed_in_as_often_as_asked(admixture):
     corpus = Corpus(flat, np.arange(0, 721, 24), kind, np.zeros(30, int), np.zeros(30, bool))
     terms = Terms.build(["a", "b"], lambda term: frozenset({term}), 0.9)
     given = {**CONFIG, "admixture": admixture, "panel_share": 0, "mask_share": 0, "ancestor_share": 0}
+    given |= {"programs_off": 0, "programs_on": 0}
     given["cell"] = {**SIZES, "max_tokens": 64}
-    batch = Sampler(corpus, terms, PretrainConfig(**given), 50).batch(0, 0)
+    batch = Sampler(corpus, terms, PretrainConfig(**given), 50, PROGRAMS).batch(0, 0)
     foreign = np.where(batch.target[:, None] == 0, batch.ids >= 26, (batch.ids > 1) & (batch.ids < 26))[:, 1:].sum(1)
     own = (batch.ids > 1).sum(1) - 1 - foreign
     assert (own == 24).all()
     assert (len(set(foreign)) > 3) == (admixture > 0)
-    assert foreign.max() <= 24 * admixture
+
+
+def test_programs_are_switched():
+    """Two programs of 100 genes each, orthogonal; the cell has genes of the first one and some of the second."""
+    vectors = np.zeros((203, 4))
+    vectors[2:102, 0] = vectors[102:202, 1] = 1
+    programs, rng = Programs(vectors, 2), np.random.default_rng(0)
+    cell = np.r_[np.arange(2, 62), np.arange(102, 122)].astype(np.uint16)
+    for _ in range(20):
+        on = programs.on(rng, cell, 150)
+        new = on[~np.isin(on, cell)]
+        assert len(on) == len(set(on.tolist()))
+        assert ((new >= 102) & (new < 202)).all()
+        assert 1 <= len(new) <= 80
+        np.testing.assert_array_equal(on[np.isin(on, cell)], cell)
+        assert np.flatnonzero(~np.isin(on, cell)).max() < len(cell) / 2 + len(new)
+        off = programs.off(rng, cell)
+        gone = cell[~np.isin(cell, off)]
+        assert len(off) >= 20
+        assert len(gone) == 0 or (gone < 102).all() or (gone >= 102).all()
 
 
 def test_the_average_forgets_where_training_began():

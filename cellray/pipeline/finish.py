@@ -91,7 +91,7 @@ def finish(job: Finishing) -> Manifest:
     _write_view(job, scored, None if refinement is None else refinement.points)
     seconds["view"] = time.perf_counter() - started
     started = time.perf_counter()
-    _write_copy(job, annotations)
+    _write_copy(job, annotations, {} if refinement is None else refinement.diagnostics)
     seconds["copy"] = time.perf_counter() - started
     _sweep(job)
     done = Manifest(
@@ -164,12 +164,13 @@ def _embeddings(job: Finishing, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _write_copy(job: Finishing, annotations: str) -> None:
+def _write_copy(job: Finishing, annotations: str, diagnostics: dict[str, Any]) -> None:
     from cellray.write import Results, annotate_h5ad, annotate_zarr, build_h5ad
 
     source = job.plan.source
     target = storage.join(job.order.out, f"{source.dataset_id}.h5ad")
-    results = Results(annotations, job.part_uris, {**job.order.record, "plan": job.plan.describe()})
+    record = {**job.order.record, "plan": job.plan.describe(), "refinement": diagnostics}
+    results = Results(annotations, job.part_uris, record)
     if source.kind == "h5ad":
         annotate_h5ad(source.uri, target, results)
     elif source.kind == "zarr":

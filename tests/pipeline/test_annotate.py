@@ -59,6 +59,7 @@ def test_outputs(cells, tiny_model, tmp_path):
     ] == table[schema.CELL_TYPE].to_pylist()
     assert copy.obsm["X_langcell"].shape == (48, 256)
     assert copy.uns["cellray"]["model_digest"]
+    assert copy.uns["cellray"]["refinement"]["knn_recall"] == 1
     run_record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run_record["settings"]["shard_cells"] == 16
     assert run_record["versions"]["ray"]

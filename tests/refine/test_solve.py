@@ -22,7 +22,7 @@ LAMS = st.floats(-5, 2).map(lambda exponent: 10.0**exponent)
 @st.composite
 def problems(draw):
     """A random graph, often in several components and with isolated nodes, and probabilities on its nodes."""
-    n, c = draw(st.integers(1, 40)), draw(st.integers(2, 20))
+    n, c = draw(st.integers(1, 40)), draw(st.integers(2, 100))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     upper = np.triu(rng.random((n, n)) < draw(st.sampled_from([0.0, 0.03, 0.1, 0.5, 1.0])), k=1)
     graph = sparse.csr_matrix((upper | upper.T).astype(np.float32))
@@ -122,3 +122,25 @@ def test_a_lam_beyond_float64_is_refused():
 def _components(graph):
     count, member = connected_components(graph)
     return [np.flatnonzero(member == index) for index in range(count)]
+
+
+@given(problem=problems(), lam=LAMS, seed=st.integers(0, 2**32 - 1), direct_cells=st.sampled_from([0, 100]))
+@settings(max_examples=60, deadline=None)
+def test_weighted_and_held_cells_against_a_dense_solution(problem, lam, seed, direct_cells):
+    graph, p0 = problem
+    rng = np.random.default_rng(seed)
+    weights = rng.choice([1.0, 2.5, 40.0, np.inf], len(p0))
+    held = np.isinf(weights)
+    dense = graph.toarray().astype(float)
+    matrix = lam * (np.diag(dense.sum(axis=1)) - dense) + np.diag(np.where(held, 0, weights))
+    matrix[held] = np.eye(len(p0))[held]
+    expected = np.linalg.solve(matrix, np.where(held, 1, weights)[:, None] * p0)
+    found = solve(graph, p0, lam, weights=weights, direct_cells=direct_cells)
+    np.testing.assert_allclose(found.p, expected, atol=1e-7)
+    np.testing.assert_array_equal(found.p[held], p0[held])
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_a_weight_must_be_above_zero(weight):
+    with pytest.raises(RefineError, match="weight of row 1"):
+        solve(sparse.csr_matrix((3, 3)), np.full((3, 2), 0.5), 1.0, weights=np.array([1.0, weight, 1.0]))

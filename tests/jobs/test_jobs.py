@@ -1,11 +1,15 @@
 """The demo and the benchmarks run and say what they promise; the goals themselves are not tests of a busy machine."""
 
+import json
+
 import anndata
 import numpy as np
 import pytest
 
 from jobs import demo
 from jobs.bench import annotate as bench
+from jobs.bench import refine
+from jobs.bench.atlas import Atlas, noisy_scores
 from jobs.bench.synthetic import write_cells, write_model
 
 
@@ -40,3 +44,23 @@ def test_synthetic_data_repeat_themselves(tmp_path):
     assert (anndata.read_h5ad(first).X != anndata.read_h5ad(second).X).nnz == 0
     one, two = (write_model(tmp_path / name, 50) for name in "xy")
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def test_a_made_up_atlas_is_read_as_it_was_written(tmp_path):
+    given = {"n_types": 4, "n_genes": 300, "depth": 200}
+    atlas, again = (Atlas.write(tmp_path / name, 25_000, **given) for name in ("a", "b"))
+    blocks = list(atlas.blocks())
+    assert [block.shape for block in blocks] == [(20_000, 300), (5_000, 300)]
+    assert all((one != two).nnz == 0 for one, two in zip(blocks, again.blocks(), strict=True))
+    assert 150 < np.mean(blocks[0].sum(axis=1)) < 250
+    scores = noisy_scores(atlas.kinds, 4, 0.7)
+    assert abs(np.mean(scores.argmax(axis=1) == atlas.kinds) - 0.7) < 0.02
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_refinement_benchmark_of_one_size(capsys):
+    assert refine.main(["--cells", "3000"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] > 0.9  # the scores were right for 0.6 of the cells
+    assert set(found["steps"]) == {"pca", "graph", "solve"}
+    assert 0 < found["peak_gb"] < 8

@@ -71,6 +71,13 @@ class PretrainConfig(_Strict):
     ctm_weight: float = 1.0
     masked_weight: float = 0.2
     checkpoint_steps: int = 250
+    matching_steps: Annotated[int, Field(ge=0, description="steps of the matching head alone, after the others")] = 0
+    matching_learning_rate: float = 2e-3
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of both phases."""
+        return self.steps + self.matching_steps
 
     @classmethod
     def read(cls, path: Path, **overrides: Any) -> Self:

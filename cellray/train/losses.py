@@ -32,14 +32,21 @@ def hard_negatives(
         return torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
 
 
+def random_negatives(relations: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one negative text for each cell, all alike; (b,) indices. A cell without any gets an arbitrary text."""
+    negative = (relations == -1).float()
+    return torch.multinomial(negative + (~negative.any(1, keepdim=True)).float(), 1, generator=generator)[:, 0]
+
+
 def matching(logits: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of cell-text matching: (b, 2, 2) logits of the true and the hard negative text, class 1 = match.
+    """Cross-entropy of cell-text matching: (b, 1 + m, 2) logits of the true text and m negatives, class 1 = match.
 
     ``valid`` (b,) is false where the cell has no negative.
     """
-    target = torch.tensor([1, 0], device=logits.device).expand(len(logits), 2)
-    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(-1, 2)
-    return (loss[:, 0].sum() + loss[valid, 1].sum()) / (len(logits) + valid.sum())
+    target = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
+    target[:, 0] = 1
+    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+    return (loss[:, 0].sum() + loss[valid, 1:].sum()) / (len(logits) + valid.sum() * (logits.shape[1] - 1))
 
 
 def masked_genes(states: Tensor, genes: Tensor, embedding: Tensor, bias: Tensor) -> Tensor:

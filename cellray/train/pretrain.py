@@ -10,7 +10,9 @@ Deviations from the LangCell paper, made for a model that must ship in a few meg
 6. One CLS serves the contrastive and the matching loss; there is no momentum encoder or queue.
 7. Gene programs are switched on and off in training cells, so that no one program decides (``cellray.train.programs``),
    and some genes of another cell are mixed into every second one, as ambient RNA does (``cellray.train.corpus``).
-8. The result is a moving average of the weights, which is steadier than the last of them on cells of other labs.
+8. In a second phase cross-attention and matching head are trained alone, on a hard and a random negative text: hard
+   ones come from the cell's own lineage, and of other texts the head would have no idea.
+9. The result is a moving average of the weights, which is steadier than the last of them on cells of other labs.
 
 The loop reads its corpus from a file and writes Ray Train checkpoints; it knows no dataset format.
 """
@@ -84,8 +86,33 @@ class Pretrainer(nn.Module):
         with torch.no_grad():
             self.model.cell_bert.embeddings.word_embeddings.weight += torch.from_numpy(vectors)
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def only_matching(self) -> None:
+        """Freeze all but what nothing else uses: cross-attention and the matching head."""
+        self.requires_grad_(requires_grad=False)
+        self.model.ctm_head.requires_grad_(requires_grad=True)
+        for layer in self.model.text_bert.layers:
+            layer.crossattention.requires_grad_(requires_grad=True)
+
+    def match(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the second phase."""
+        model = self.model
+        relations = torch.from_numpy(batch.relations)
+        with torch.no_grad():
+            cells, states, mask = model.encode_cells(torch.from_numpy(batch.ids))
+            texts = model.encode_texts(torch.from_numpy(self.given.text_ids[batch.texts]))
+        hard = losses.hard_negatives(cells, texts.embeddings, relations, model.config.temperature, generator)
+        chosen = [torch.from_numpy(batch.target), hard, losses.random_negatives(relations, generator)]
+        pairs = torch.stack(chosen, 1)
+        logits = model.match(states, mask, texts.states[pairs], texts.mask[pairs])
+        loss = losses.matching(logits, (relations == -1).any(1))
+        return loss, {"matching": loss.detach()}
+
+    def forward(
+        self, batch: Batch, generator: torch.Generator, *, matching_only: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its parts."""
+        if matching_only:
+            return self.match(batch, generator)
         model, config = self.model, self.given.config
         temperature = model.config.temperature
         relations = torch.from_numpy(batch.relations)
@@ -107,11 +134,14 @@ class Pretrainer(nn.Module):
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """Linear warm-up, then a cosine to zero, in each phase."""
+    highest, steps = config.learning_rate, config.steps
+    if step >= config.steps:
+        highest, steps, step = config.matching_learning_rate, config.matching_steps, step - config.steps
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return highest * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 class Average(AveragedModel):
@@ -174,22 +204,29 @@ def train_worker(loop: dict[str, TrainingInput]) -> None:
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             first = restore(Path(folder), state, optimiser)
-    parallel = prepare_model(trainer) if context.get_world_size() > 1 else trainer
+    parallel: nn.Module | None = None
     sampler = Sampler(given.corpus, given.terms, config, given.cls_token, Programs(vectors, FIRST_GENE))
-    for step in range(first, config.steps):
+    for step in range(first, config.all_steps):
+        matching_only = step >= config.steps
+        if step == config.steps:
+            trainer.model.load_state_dict(average.model.state_dict())
+        if parallel is None or step == config.steps:
+            if matching_only:
+                trainer.only_matching()
+            parallel = prepare_model(trainer) if context.get_world_size() > 1 else trainer
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, step)
         # Dropout and negatives depend on the step alone, so a resumed run repeats an undisturbed one.
         torch.manual_seed(hash((config.seed, rank, step)) & 0x7FFFFFFF)
         generator = torch.Generator().manual_seed(step)
         parallel.train()
-        loss, parts = parallel(sampler.batch(rank, step), generator)
+        loss, parts = parallel(sampler.batch(rank, step), generator, matching_only=matching_only)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
         optimiser.step()
         average.update_parameters(trainer.model)
-        if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.steps:
+        if (step + 1) % config.checkpoint_steps == 0 or step + 1 in (config.steps, config.all_steps):
             metrics = {"step": step + 1, "loss": loss.item(), **{name: value.item() for name, value in parts.items()}}
             with tempfile.TemporaryDirectory() as folder:
                 checkpoint = None

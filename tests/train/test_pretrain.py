@@ -31,6 +31,7 @@ CONFIG = {
     "cell": {**SIZES, "max_tokens": 32},
     "text": {**SIZES, "max_tokens": 16},
     "steps": 60,
+    "matching_steps": 20,
     "warmup_steps": 5,
     "batch_cells": 32,
     "learning_rate": 5e-3,

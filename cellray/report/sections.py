@@ -220,10 +220,11 @@ def _stage_bars(manifest: Manifest) -> Markup:
 
 
 def _diagnostics(refinement: dict[str, Any], n_annotated: int) -> dict[str, Any]:
-    """Refinement's numbers without the masses, which are in the table of types; what belongs together on one line."""
+    """Refinement's numbers without those of single types, which are elsewhere; what belongs together on one line."""
     if not refinement:
         return {}
-    rest = {key: value for key, value in refinement.items() if not key.startswith("class_masses") and key != "n_cells"}
+    elsewhere = ("n_cells", "classes_emptied", "class_masses_before", "class_masses_after")
+    rest = {key: value for key, value in refinement.items() if key not in elsewhere}
     n_changed = rest.pop("n_changed")
     share = f" ({n_changed / n_annotated:.1%} of the annotated)" if n_annotated else ""
     before, after = rest.pop("edge_disagreement_before"), rest.pop("edge_disagreement_after")

@@ -20,6 +20,7 @@ EXACT_CELLS = 20_000
 RECALL = 0.995  # aimed at on one sample, so that 0.99 holds on another
 _SAMPLE = 1000
 _CELLS_PER_LIST = 100
+_LISTS_PER_ROOT = 4
 _FIRST_PROBES = 12
 _CHUNK = 65_536
 _TIE = 1 + 1e-5
@@ -152,7 +153,8 @@ class _Lists:
         import faiss
 
         width = base.shape[1]
-        self.count = max(1, len(base) // _CELLS_PER_LIST)
+        # Finding the nearest lists costs as much as looking into them: their number grows slower than that of cells.
+        self.count = max(1, min(len(base) // _CELLS_PER_LIST, int(_LISTS_PER_ROOT * len(base) ** 0.5)))
         self.probes = min(self.count, _FIRST_PROBES)
         self._centres = faiss.IndexFlatL2(width)
         self._index = faiss.IndexIVFFlat(self._centres, width, self.count)

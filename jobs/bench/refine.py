@@ -32,6 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numba
 import numpy as np
 from scipy import sparse
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     numba.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
     with threadpool_limits(1):
         if given.cells is not None:
             sys.stdout.write(json.dumps(one_size(given.cells)) + "\n")

@@ -7,6 +7,23 @@ counts is a cell of zeros.
 import numpy as np
 from numba import njit
 
+_TABLE = 16  # counts below this, which most are, have their logarithm computed once a cell
+
+
+@njit(nogil=True, cache=True)
+def _fill_table(table, per_cell):
+    for count in range(len(table)):
+        table[count] = np.log1p(np.float32(count) / per_cell)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _log(value, per_cell, table):
+    """Return log1p(value / per_cell)."""
+    whole = int(value)
+    if 0 <= whole < len(table) and whole == value:
+        return table[whole]
+    return np.log1p(np.float32(value) / per_cell)
+
 
 @njit(nogil=True, cache=True)
 def add_moments(indptr, indices, data, target_sum, sums, extremes):
@@ -14,6 +31,7 @@ def add_moments(indptr, indices, data, target_sum, sums, extremes):
 
     ``extremes`` (genes, 3): smallest and largest log1p among the entries that are not zero, and their number.
     """
+    table = np.empty(_TABLE, np.float32)
     for i in range(len(indptr) - 1):
         total = np.float64(0)
         for e in range(indptr[i], indptr[i + 1]):
@@ -21,12 +39,13 @@ def add_moments(indptr, indices, data, target_sum, sums, extremes):
         if total <= 0:
             continue
         scale = np.float32(total / target_sum)
+        _fill_table(table, scale)
         for e in range(indptr[i], indptr[i + 1]):
             if data[e] == 0:
                 continue
             gene = indices[e]
             value = np.float32(data[e]) / scale
-            log = np.log1p(value)
+            log = _log(data[e], scale, table)
             sums[gene, 0] += value
             sums[gene, 1] += np.float64(value) * value
             sums[gene, 2] += log
@@ -46,6 +65,7 @@ def fill_scaled(indptr, indices, data, target_sum, column, mean, scale, zero, li
     clip((log1p - mean) / scale, +-limit) - zero, so that what is not stored stays 0.
     """
     out[:] = 0
+    table = np.empty(_TABLE, np.float32)
     for i in range(len(indptr) - 1):
         total = np.float64(0)
         for e in range(indptr[i], indptr[i + 1]):
@@ -53,8 +73,9 @@ def fill_scaled(indptr, indices, data, target_sum, column, mean, scale, zero, li
         if total <= 0:
             continue
         per_cell = np.float32(total / target_sum)
+        _fill_table(table, per_cell)
         for e in range(indptr[i], indptr[i + 1]):
             at = column[indices[e]]
             if at >= 0 and data[e] != 0:
-                value = (np.log1p(np.float32(data[e]) / per_cell) - mean[at]) / scale[at]
+                value = (_log(data[e], per_cell, table) - mean[at]) / scale[at]
                 out[i, at] = min(max(value, -limit), limit) - zero[at]

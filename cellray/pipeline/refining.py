@@ -59,7 +59,7 @@ def _scores(part_uris: Sequence[str], scored: np.ndarray, n_labels: int) -> np.n
 
     p0, at = np.empty((len(scored), n_labels), np.float32), 0
     for uri in part_uris:
-        part = read_part(uri, [schema.REJECT_CODE, schema.PROBABILITIES])
+        part = read_part(uri, [schema.PROBABILITIES])
         found = pc.list_flatten(part[schema.PROBABILITIES]).to_numpy().reshape(-1, n_labels)
         p0[at : at + len(found)] = found
         at += len(found)

@@ -11,18 +11,25 @@ _TABLE = 16  # counts below this, which most are, have their logarithm computed 
 
 
 @njit(nogil=True, cache=True)
-def _fill_table(table, per_cell):
-    for count in range(len(table)):
-        table[count] = np.log1p(np.float32(count) / per_cell)
+def _per_unit(indptr, data, i, target_sum, table):
+    """Return the counts of cell i that make one of ``target_sum``, 0 if it has none; ``table`` gets its logarithms."""
+    total = np.float64(0)
+    for e in range(indptr[i], indptr[i + 1]):
+        total += data[e]
+    per_unit = np.float32(total / target_sum)
+    if total > 0:
+        for count in range(len(table)):
+            table[count] = np.log1p(np.float32(count) / per_unit)
+    return per_unit
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _log(value, per_cell, table):
-    """Return log1p(value / per_cell)."""
+def _log(value, per_unit, table):
+    """Return log1p(value / per_unit)."""
     whole = int(value)
     if 0 <= whole < len(table) and whole == value:
         return table[whole]
-    return np.log1p(np.float32(value) / per_cell)
+    return np.log1p(np.float32(value) / per_unit)
 
 
 @njit(nogil=True, cache=True)
@@ -33,19 +40,15 @@ def add_moments(indptr, indices, data, target_sum, sums, extremes):
     """
     table = np.empty(_TABLE, np.float32)
     for i in range(len(indptr) - 1):
-        total = np.float64(0)
-        for e in range(indptr[i], indptr[i + 1]):
-            total += data[e]
-        if total <= 0:
+        per_unit = _per_unit(indptr, data, i, target_sum, table)
+        if per_unit <= 0:
             continue
-        scale = np.float32(total / target_sum)
-        _fill_table(table, scale)
         for e in range(indptr[i], indptr[i + 1]):
             if data[e] == 0:
                 continue
             gene = indices[e]
-            value = np.float32(data[e]) / scale
-            log = _log(data[e], scale, table)
+            value = np.float32(data[e]) / per_unit
+            log = _log(data[e], per_unit, table)
             sums[gene, 0] += value
             sums[gene, 1] += np.float64(value) * value
             sums[gene, 2] += log
@@ -67,15 +70,11 @@ def fill_scaled(indptr, indices, data, target_sum, column, mean, scale, zero, li
     out[:] = 0
     table = np.empty(_TABLE, np.float32)
     for i in range(len(indptr) - 1):
-        total = np.float64(0)
-        for e in range(indptr[i], indptr[i + 1]):
-            total += data[e]
-        if total <= 0:
+        per_unit = _per_unit(indptr, data, i, target_sum, table)
+        if per_unit <= 0:
             continue
-        per_cell = np.float32(total / target_sum)
-        _fill_table(table, per_cell)
         for e in range(indptr[i], indptr[i + 1]):
             at = column[indices[e]]
             if at >= 0 and data[e] != 0:
-                value = (_log(data[e], per_cell, table) - mean[at]) / scale[at]
+                value = (_log(data[e], per_unit, table) - mean[at]) / scale[at]
                 out[i, at] = min(max(value, -limit), limit) - zero[at]

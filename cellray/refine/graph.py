@@ -84,14 +84,19 @@ def nearest(
     return Neighbours(indices, search, min(part.recall for part in parts))
 
 
-def symmetrised(indices: np.ndarray) -> sparse.csr_matrix:
-    """Join cells of which either has the other among its ``indices``; (n, n) float32 ones, sorted."""
+def directed(indices: np.ndarray) -> sparse.csr_matrix:
+    """Point every cell to its ``indices`` (n, k), -1 standing for none; (n, n) float32 ones."""
     n_cells, k = indices.shape
     rows = np.repeat(np.arange(n_cells, dtype=np.int32), k)
     there = indices.ravel() >= 0
     rows, columns = rows[there], indices.ravel()[there]
-    directed = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(n_cells, n_cells))
-    joined = sparse.csr_matrix(directed.maximum(directed.T))
+    return sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(n_cells, n_cells))
+
+
+def symmetrised(indices: np.ndarray) -> sparse.csr_matrix:
+    """Join cells of which either has the other among its ``indices``; (n, n) float32 ones, sorted."""
+    edges = directed(indices)
+    joined = sparse.csr_matrix(edges.maximum(edges.T))
     joined.sort_indices()
     return joined
 

@@ -12,6 +12,26 @@ WIDTH = 32
 _RUN = 128
 
 
+@njit(nogil=True, inline="always")
+def _gather(indptr, indices, weights, x, i, gathered):
+    """Set ``gathered`` to the weighted sum of the rows of ``x`` that cell i is joined to."""
+    gathered[:] = 0
+    e = indptr[i]
+    # Four neighbours at a time: the sums are then loaded and stored a quarter as often.
+    while e + 4 <= indptr[i + 1]:
+        w0, w1, w2, w3 = weights[e], weights[e + 1], weights[e + 2], weights[e + 3]
+        r0, r1, r2, r3 = x[indices[e]], x[indices[e + 1]], x[indices[e + 2]], x[indices[e + 3]]
+        for j in range(WIDTH):
+            gathered[j] += w0 * r0[j] + w1 * r1[j] + w2 * r2[j] + w3 * r3[j]
+        e += 4
+    while e < indptr[i + 1]:
+        weight = weights[e]
+        row = x[indices[e]]
+        for j in range(WIDTH):
+            gathered[j] += weight * row[j]
+        e += 1
+
+
 @njit(fastmath=True, nogil=True, cache=True)
 def multiply(indptr, indices, weights, diagonal, lam, p, q, dots):
     """Set ``q = diagonal * p - lam * A p`` and ``dots`` to the inner products of the columns of p and q."""
@@ -20,21 +40,7 @@ def multiply(indptr, indices, weights, diagonal, lam, p, q, dots):
     part = np.zeros(WIDTH, p.dtype)
     dots[:] = 0
     for i in range(n):
-        gathered[:] = 0
-        e = indptr[i]
-        # Four neighbours at a time: the sums are then loaded and stored a quarter as often.
-        while e + 4 <= indptr[i + 1]:
-            w0, w1, w2, w3 = weights[e], weights[e + 1], weights[e + 2], weights[e + 3]
-            r0, r1, r2, r3 = p[indices[e]], p[indices[e + 1]], p[indices[e + 2]], p[indices[e + 3]]
-            for j in range(WIDTH):
-                gathered[j] += w0 * r0[j] + w1 * r1[j] + w2 * r2[j] + w3 * r3[j]
-            e += 4
-        while e < indptr[i + 1]:
-            weight = weights[e]
-            row = p[indices[e]]
-            for j in range(WIDTH):
-                gathered[j] += weight * row[j]
-            e += 1
+        _gather(indptr, indices, weights, p, i, gathered)
         for j in range(WIDTH):
             value = diagonal[i] * p[i, j] - lam * gathered[j]
             q[i, j] = value
@@ -82,20 +88,7 @@ def remainder(indptr, indices, weights, diagonal, lam, b, x, r, squares):
     gathered = np.zeros(WIDTH, np.float64)
     squares[:] = 0
     for i in range(len(diagonal)):
-        gathered[:] = 0
-        e = indptr[i]
-        while e + 4 <= indptr[i + 1]:
-            w0, w1, w2, w3 = weights[e], weights[e + 1], weights[e + 2], weights[e + 3]
-            r0, r1, r2, r3 = x[indices[e]], x[indices[e + 1]], x[indices[e + 2]], x[indices[e + 3]]
-            for j in range(WIDTH):
-                gathered[j] += w0 * r0[j] + w1 * r1[j] + w2 * r2[j] + w3 * r3[j]
-            e += 4
-        while e < indptr[i + 1]:
-            weight = weights[e]
-            row = x[indices[e]]
-            for j in range(WIDTH):
-                gathered[j] += weight * row[j]
-            e += 1
+        _gather(indptr, indices, weights, x, i, gathered)
         for j in range(WIDTH):
             value = b[i, j] - diagonal[i] * x[i, j] + lam * gathered[j]
             r[i, j] = value

@@ -72,12 +72,12 @@ def solve(
         return _around_held(graph, b, lam, w, free, tol, direct_cells)
     if lam == 0 or len(b) == 0:
         return Solution(b, 0, 0.0)
-    system = _System(graph, lam, w)
+    system, right = _System(graph, lam, w), w[:, None] * b
     if len(b) <= direct_cells:
-        p, iterations = system.factorised(w[:, None] * b), 0
-        residual = system.residual(w[:, None] * b, p)
+        p, iterations = system.factorised(right), 0
+        residual = system.residual(right, p)
     else:
-        p, iterations, residual = _conjugate_gradients(system, w[:, None] * b, b, tol)
+        p, iterations, residual = _conjugate_gradients(system, right, b, tol)
     if not residual <= tol:
         msg = f"lam {lam:g}: residual {residual:.1e} after {iterations} iterations, wanted {tol:.0e}; use a smaller lam"
         raise RefineError(msg)
@@ -130,7 +130,7 @@ def _conjugate_gradients(
     system: _System, b: np.ndarray, start: np.ndarray, tol: float
 ) -> tuple[np.ndarray, int, float]:
     """Solve for all classes, block by block; returns P, the most iterations and the largest residual of a block."""
-    order = reverse_cuthill_mckee(sparse.csr_matrix(system.graph), symmetric_mode=True)
+    order = reverse_cuthill_mckee(system.graph, symmetric_mode=True)
     local = system.permuted(order)
     p, most, largest = np.empty_like(b), 0, 0.0
     for at in range(0, b.shape[1], WIDTH):

@@ -7,16 +7,14 @@ section 4). One pass, no smoothing beyond one step. A tied vote goes to the labe
 import numpy as np
 from scipy import sparse
 
+from cellray.refine.graph import directed
+
 _TIE = 1e-3  # share of the mean scores in a vote, far below one vote of any neighbourhood
 
 
 def neighbourhoods(indices: np.ndarray) -> sparse.csr_matrix:
     """Return the (n, n) matrix that averages over each cell and its ``indices`` (n, k); -1 stands for none."""
-    n, k = indices.shape
-    rows, columns = np.repeat(np.arange(n), k), indices.ravel()
-    there = columns >= 0
-    members = sparse.csr_matrix((np.ones(there.sum(), np.float32), (rows[there], columns[there])), shape=(n, n))
-    return _averaging(members)
+    return _averaging(directed(indices))
 
 
 def around(graph: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -93,37 +93,30 @@ class Pretrainer(nn.Module):
         for layer in self.model.text_bert.layers:
             layer.crossattention.requires_grad_(requires_grad=True)
 
-    def match(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of the second phase."""
-        model = self.model
-        relations = torch.from_numpy(batch.relations)
-        with torch.no_grad():
-            cells, states, mask = model.encode_cells(torch.from_numpy(batch.ids))
-            texts = model.encode_texts(torch.from_numpy(self.given.text_ids[batch.texts]))
-        hard = losses.hard_negatives(cells, texts.embeddings, relations, model.config.temperature, generator)
-        chosen = [torch.from_numpy(batch.target), hard, losses.random_negatives(relations, generator)]
-        pairs = torch.stack(chosen, 1)
-        logits = model.match(states, mask, texts.states[pairs], texts.mask[pairs])
-        loss = losses.matching(logits, (relations == -1).any(1))
-        return loss, {"matching": loss.detach()}
-
     def forward(
         self, batch: Batch, generator: torch.Generator, *, matching_only: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted loss and its parts."""
-        if matching_only:
-            return self.match(batch, generator)
+        """Return the weighted loss and its parts; in the second phase that of matching alone."""
         model, config = self.model, self.given.config
         temperature = model.config.temperature
         relations = torch.from_numpy(batch.relations)
-        cells, states, mask = model.encode_cells(torch.from_numpy(batch.ids))
-        texts = model.encode_texts(torch.from_numpy(self.given.text_ids[batch.texts]))
-        negative = losses.hard_negatives(cells, texts.embeddings, relations, temperature, generator)
-        pair = torch.stack([torch.from_numpy(batch.target), negative], 1)
+        with torch.set_grad_enabled(not matching_only):
+            cells, states, mask = model.encode_cells(torch.from_numpy(batch.ids))
+            texts = model.encode_texts(torch.from_numpy(self.given.text_ids[batch.texts]))
+        pairs = [
+            torch.from_numpy(batch.target),
+            losses.hard_negatives(cells, texts.embeddings, relations, temperature, generator),
+        ]
+        if matching_only:
+            pairs.append(losses.random_negatives(relations, generator))
+        pair = torch.stack(pairs, 1)
         logits = model.match(states, mask, texts.states[pair], texts.mask[pair])
+        matching = losses.matching(logits, (relations == -1).any(1))
+        if matching_only:
+            return matching, {"matching": matching.detach()}
         parts = {
             "contrastive": losses.contrastive(cells, texts.embeddings, relations, temperature),
-            "matching": losses.matching(logits, (relations == -1).any(1)),
+            "matching": matching,
         }
         at = torch.from_numpy(batch.masked_at)
         embedding = model.cell_bert.embeddings.word_embeddings.weight

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cellray.errors import RefineError
 from cellray.refine.counts import add_moments
 
 Flavor = Literal["seurat", "cell_ranger"]
@@ -44,13 +45,21 @@ class Moments:
 
 
 def moments(blocks: Iterable[sparse.csr_matrix], target_sum: float) -> Moments:
-    """Pass once over raw counts, given as row blocks, and collect the moments of every gene."""
+    """Pass once over raw counts, given as row blocks, and collect the moments of every gene.
+
+    Raises
+    ------
+    RefineError
+        If a count is negative or not finite.
+    """
     n, sums, extremes = 0, np.zeros((0, 4)), np.zeros((0, 3))
     for block in blocks:
         if not len(sums):
             sums, extremes = np.zeros((block.shape[1], 4)), np.zeros((block.shape[1], 3))
             extremes[:, 0] = np.inf
-        add_moments(block.indptr, block.indices, block.data, target_sum, sums, extremes)
+        if not add_moments(block.indptr, block.indices, block.data, target_sum, sums, extremes):
+            msg = "counts hold values that are negative or not finite; leave those cells out before refining"
+            raise RefineError(msg)
         n += block.shape[0]
     low = np.where(extremes[:, 2] < n, 0.0, extremes[:, 0])
     mean, log_mean = sums[:, 0] / max(n, 1), sums[:, 2] / max(n, 1)

@@ -18,7 +18,7 @@ from cellray.errors import RefineError
 
 EXACT_CELLS = 20_000
 RECALL = 0.995  # aimed at on one sample, so that 0.99 holds on another
-_SAMPLE = 1000
+_SAMPLE = 500
 _CELLS_PER_LIST = 100
 _LISTS_PER_ROOT = 4
 _FIRST_PROBES = 12

@@ -21,7 +21,7 @@ RECALL = 0.995  # aimed at on one sample, so that 0.99 holds on another
 _SAMPLE = 500
 _CELLS_PER_LIST = 100
 _LISTS_PER_ROOT = 4
-_FIRST_PROBES = 12
+_FIRST_PROBES = 8
 _CHUNK = 65_536
 _TIE = 1 + 1e-5
 
@@ -141,7 +141,7 @@ def _among(points: np.ndarray, some: np.ndarray, k: int, seed: int, exact_cells:
         recall = float(np.mean(distances <= reach[:, None]))
         if recall >= RECALL or lists.probes >= lists.count:
             break
-        lists.probes = min(lists.count, lists.probes * 3 // 2)
+        lists.probes = min(lists.count, lists.probes * 5 // 4)
     found = np.empty((len(points), wanted), np.int32)
     # Cells of one list look into the same lists: in that order these stay in the processor's cache.
     order = np.argsort(lists.of(points), kind="stable")

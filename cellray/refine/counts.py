@@ -63,10 +63,7 @@ def _scaled(genes, counts, scaling, columns, values):
         found += np.uint32(column >= 0)
     for at in range(found):
         column, whole = columns[at], np.uint32(values[at])
-        if whole < _TABLE and whole == values[at]:
-            log = table[whole]
-        else:
-            log = np.log1p(values[at] / per_unit)
+        log = table[whole] if whole < _TABLE and whole == values[at] else np.log1p(values[at] / per_unit)
         scaled = (log - scaling.mean[column]) * scaling.inverse[column]
         values[at] = min(max(scaled, -scaling.limit), scaling.limit) - scaling.zero[column]
     return found

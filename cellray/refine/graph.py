@@ -3,8 +3,8 @@
 Contract: cells i and j are joined when either is among the ``k`` nearest of the other in Euclidean distance, ``k``
 not counting the cell itself. Cells at the same place are neighbours like any others. Points without coordinates have
 no neighbours. Up to ``EXACT_CELLS`` cells every distance is looked at; above, cells are searched for in the nearest of
-many k-means cells (Faiss's inverted lists), as many of them as it takes to find ``RECALL`` of the neighbours of a
-sample, and what was found of it is told. With batches, every cell gets equally many neighbours from each of them, as
+many lists (``cellray.refine.lists``), as many of them as it takes to find ``RECALL`` of the neighbours of a sample, and
+what was found of it is told. With batches, every cell gets equally many neighbours from each of them, as
 in BBKNN (Polanski et al. 2020). It does not weight edges, prune hubs or connect components.
 """
 
@@ -15,15 +15,11 @@ import numpy as np
 from scipy import sparse
 
 from cellray.errors import RefineError
+from cellray.refine.lists import Lists, nearest_of_all
 
 EXACT_CELLS = 20_000
 RECALL = 0.995  # aimed at on one sample, so that 0.99 holds on another
 _SAMPLE = 500
-_CELLS_PER_LIST = 100
-_LISTS_PER_ROOT = 4
-_FIRST_PROBES = 8
-_CHUNK = 65_536
-_TIE = 1 + 1e-5
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,14 @@ class Neighbours:
         ``exact``, ``inverted lists`` or ``none``.
     recall
         Share of the true neighbours of a sample of cells that was found.
+    order
+        (n,) the cells in an order that keeps near ones together, if the search came by one.
     """
 
     indices: np.ndarray
     search: str
     recall: float
+    order: np.ndarray | None = None
 
 
 def nearest(
@@ -73,6 +72,7 @@ def nearest(
     if k < 1 or points.shape[1] == 0:
         return Neighbours(np.empty((n_cells, 0), np.int32), "none", 1.0)
     points = np.ascontiguousarray(points, dtype=np.float32)
+    points = points - points.mean(axis=0, dtype=np.float64).astype(np.float32)  # far from 0, differences would drown
     everyone = np.arange(n_cells)
     if batches is None:
         return _among(points, everyone, k, seed, exact_cells)
@@ -124,59 +124,15 @@ def existing(graph: sparse.spmatrix, n_cells: int) -> sparse.csr_matrix:
 
 def _among(points: np.ndarray, some: np.ndarray, k: int, seed: int, exact_cells: int) -> Neighbours:
     """Nearest of the cells ``some`` to every cell; a cell is not its own neighbour."""
-    import faiss
-
     wanted = min(k + 1, len(some))  # a cell finds itself, if it is among them
     base = points[some] if len(some) < len(points) else points
     if len(some) <= exact_cells:
-        found = np.concatenate(
-            [faiss.knn(points[at : at + _CHUNK], base, wanted)[1] for at in range(0, len(points), _CHUNK)]
-        )
-        return Neighbours(_without_self(some, found, k), "exact", 1.0)
-    lists = _Lists(base, seed)
+        return Neighbours(_without_self(some, nearest_of_all(points, base, wanted), k), "exact", 1.0)
+    lists = Lists(base, seed)
     sample = np.sort(np.random.default_rng(seed).choice(len(points), min(_SAMPLE, len(points)), replace=False))
-    reach = faiss.knn(points[sample], base, wanted)[0].max(axis=1) * _TIE
-    while True:
-        distances, _ = lists.search(points[sample], wanted)
-        recall = float(np.mean(distances <= reach[:, None]))
-        if recall >= RECALL or lists.probes >= lists.count:
-            break
-        lists.probes = min(lists.count, lists.probes * 5 // 4)
-    found = np.empty((len(points), wanted), np.int32)
-    # Cells of one list look into the same lists: in that order these stay in the processor's cache.
-    order = np.argsort(lists.of(points), kind="stable")
-    for at in range(0, len(points), _CHUNK):
-        chunk = order[at : at + _CHUNK]
-        found[chunk] = lists.search(points[chunk], wanted)[1]
-    return Neighbours(_without_self(some, found, k), "inverted lists", recall)
-
-
-class _Lists:
-    """Faiss's inverted lists over ``base``; ``probes`` of them are looked into."""
-
-    def __init__(self, base: np.ndarray, seed: int) -> None:
-        import faiss
-
-        width = base.shape[1]
-        # Finding the nearest lists costs as much as looking into them: their number grows slower than that of cells.
-        self.count = max(1, min(len(base) // _CELLS_PER_LIST, int(_LISTS_PER_ROOT * len(base) ** 0.5)))
-        self.probes = min(self.count, _FIRST_PROBES)
-        self._centres = faiss.IndexFlatL2(width)
-        self._index = faiss.IndexIVFFlat(self._centres, width, self.count)
-        self._index.cp.seed = seed + 1
-        self._index.cp.niter = 5
-        self._index.cp.min_points_per_centroid = 1
-        self._index.cp.max_points_per_centroid = 32
-        self._index.train(base)
-        self._index.add(base)
-
-    def of(self, points: np.ndarray) -> np.ndarray:
-        """Return the number of the list that each point belongs to."""
-        return self._centres.search(points, 1)[1].ravel()
-
-    def search(self, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        self._index.nprobe = self.probes
-        return self._index.search(points, k)
+    recall = lists.reach_for(points[sample], nearest_of_all(points[sample], base, wanted), RECALL)
+    order = lists.chain() if len(some) == len(points) else None
+    return Neighbours(_without_self(some, lists.search(points, wanted), k), "inverted lists", recall, order)
 
 
 def _without_self(some: np.ndarray, found: np.ndarray, k: int) -> np.ndarray:

@@ -211,7 +211,7 @@ def _smooth(
         criterion: dict[str, float] = {}
         if isinstance(lam, str):
             lam, criterion = choose_lam(graph, start, lam, options.seed)
-        solution = solve(graph, start, lam, weights=weights)
+        solution = solve(graph, start, lam, weights=weights, order=found.order)
         p = np.maximum(solution.p, 0).astype(np.float32)  # the exact solution is not negative: only rounding is cut
         facts = {"lam": lam, "iterations": solution.iterations, "residual": solution.residual}
         return p, {**facts, "lam_rule": options.lam, "lam_criterion": criterion} if criterion else facts

@@ -92,8 +92,9 @@ def _scaling(found: Moments, genes: np.ndarray, target_sum: float, limit: float)
     column = np.full(len(found.mean), -1, np.int32)
     column[genes] = np.arange(len(genes))
     mean, deviation = found.log_mean[genes], np.sqrt(found.log_variance[genes])
-    of_columns = (mean, 1 / deviation, np.clip(-mean / deviation, -limit, limit))
-    return Scaling(column, *(one.astype(np.float32) for one in of_columns), float(target_sum), np.float32(limit))
+    zero = np.clip(-mean / deviation, -limit, limit)
+    mean, inverse, zero = (one.astype(np.float32) for one in (mean, 1 / deviation, zero))
+    return Scaling(column, mean, inverse, zero, float(target_sum), np.float32(limit))
 
 
 def _scatter(scaling: Scaling, blocks: Blocks, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 Contract: solves (W + lam L) P = W P0, where ``L = D - A`` is the unnormalised Laplacian and W the diagonal of
 ``weights``, all 1 unless given; a cell of infinite weight keeps its scores. Large systems: conjugate gradients with
 the diagonal as preconditioner and an independent recurrence per class (Hestenes and Stiefel 1952), in float32 on
-blocks of classes over cells ordered for locality (reverse Cuthill-McKee), started again on the float64 residual until
+blocks of classes over cells ordered for locality, started again on the float64 residual until
 that is small enough: convergence is measured, not assumed. With weights of at least 1 the inverse has norm at most 1,
 so the residual bounds the error. Small systems: one factorisation. It does not know what the columns mean, and it does
 not clip or normalise them.
@@ -41,7 +41,8 @@ def solve(
     lam: float,
     *,
     weights: np.ndarray | None = None,
-    tol: float = 1e-6,
+    order: np.ndarray | None = None,
+    tol: float = 1e-5,
     direct_cells: int = DIRECT_CELLS,
 ) -> Solution:
     """Solve (W + lam L) P = W P0.
@@ -56,6 +57,8 @@ def solve(
         Strength of the smoothing, finite and >= 0; 0 gives ``p0``.
     weights
         (n,) trust in each cell's scores, > 0; infinite holds them. None: 1 everywhere.
+    order
+        (n,) the cells in an order that keeps joined ones together; None to find one (reverse Cuthill-McKee).
     tol
         Relative residual to reach in every class, in float64.
     direct_cells
@@ -69,7 +72,7 @@ def solve(
     b, w = _checked(p0, lam, weights)
     free = np.isfinite(w)
     if not free.all():
-        return _around_held(graph, b, lam, w, free, tol, direct_cells)
+        return _around_held(graph, b, lam, w, free, order, tol, direct_cells)
     if lam == 0 or len(b) == 0:
         return Solution(b, 0, 0.0)
     system, right = _System(graph, lam, w), w[:, None] * b
@@ -77,7 +80,7 @@ def solve(
         p, iterations = system.factorised(right), 0
         residual = system.residual(right, p)
     else:
-        p, iterations, residual = _conjugate_gradients(system, right, b, tol)
+        p, iterations, residual = _conjugate_gradients(system, right, b, order, tol)
     if not residual <= tol:
         msg = f"lam {lam:g}: residual {residual:.1e} after {iterations} iterations, wanted {tol:.0e}; use a smaller lam"
         raise RefineError(msg)
@@ -127,10 +130,11 @@ class _System:
 
 
 def _conjugate_gradients(
-    system: _System, b: np.ndarray, start: np.ndarray, tol: float
+    system: _System, b: np.ndarray, start: np.ndarray, order: np.ndarray | None, tol: float
 ) -> tuple[np.ndarray, int, float]:
     """Solve for all classes, block by block; returns P, the most iterations and the largest residual of a block."""
-    order = reverse_cuthill_mckee(system.graph, symmetric_mode=True)
+    if order is None:
+        order = reverse_cuthill_mckee(system.graph, symmetric_mode=True)
     local = system.permuted(order)
     p, most, largest = np.empty_like(b), 0, 0.0
     for at in range(0, b.shape[1], WIDTH):
@@ -197,7 +201,14 @@ def _round(edges: _Edges, diagonal: np.ndarray, lam: np.floating, r: np.ndarray,
 
 
 def _around_held(
-    graph: sparse.csr_matrix, b: np.ndarray, lam: float, w: np.ndarray, free: np.ndarray, tol: float, direct_cells: int
+    graph: sparse.csr_matrix,
+    b: np.ndarray,
+    lam: float,
+    w: np.ndarray,
+    free: np.ndarray,
+    order: np.ndarray | None,
+    tol: float,
+    direct_cells: int,
 ) -> Solution:
     """Solve for the free cells; edges to held ones pull them towards scores that are known."""
     inner = sparse.csr_matrix(graph[free][:, free])
@@ -206,7 +217,9 @@ def _around_held(
     outward = lam * np.asarray(pull.sum(axis=1), np.float64).ravel()
     weights = w[free] + outward
     wanted = (w[free][:, None] * b[free] + lam * (pull @ b[~free])) / weights[:, None]
-    found = solve(inner, wanted, lam, weights=weights, tol=tol, direct_cells=direct_cells)
+    if order is not None:
+        order = (np.cumsum(free) - 1)[order[free[order]]]
+    found = solve(inner, wanted, lam, weights=weights, order=order, tol=tol, direct_cells=direct_cells)
     p = b.copy()
     p[free] = found.p
     return Solution(p, found.iterations, found.residual)

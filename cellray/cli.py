@@ -7,6 +7,7 @@ before a verb runs.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -32,6 +33,9 @@ _Model = Annotated[str, typer.Option(help="`mini` (bundled), or a model folder: 
 _Layer = Annotated[str | None, typer.Option(help="layer with the raw counts; found by itself otherwise")]
 _GeneKey = Annotated[str | None, typer.Option(help="var column with gene ids or symbols; found by itself otherwise")]
 _MinGenes = Annotated[int, typer.Option(help="a cell with fewer known genes is rejected")]
+_ShardCells = Annotated[int, typer.Option(help="cells of one unit of work")]
+_Encoders = Annotated[int | None, typer.Option(help="encoder actors; default one a GPU, else one for four CPUs")]
+_Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 on a GPU")]
 _Lam = Annotated[str, typer.Option(help="GRIT's smoothing strength: a number, or gcv or loo to choose one")]
 _K = Annotated[int, typer.Option(help="neighbours of a cell in the graph")]
 _NPcs = Annotated[int, typer.Option(help="principal components that neighbours are searched in")]
@@ -63,6 +67,10 @@ def annotate(
     alpha: Annotated[
         float, typer.Option(help="weight of similarity against cell-text matching; 1 skips matching")
     ] = 0.2,
+    ctm_top_k: Annotated[
+        int | None, typer.Option(help="match only so many most similar labels: quicker, an approximation")
+    ] = None,
+    precision: _Precision = "auto",
     refine: Annotated[str, typer.Option(help="grit, majority, average or none")] = "grit",
     lam: _Lam = "1.0",
     k: _K = 15,
@@ -75,10 +83,8 @@ def annotate(
     layer: _Layer = None,
     gene_key: _GeneKey = None,
     min_genes: _MinGenes = 20,
-    shard_cells: Annotated[int, typer.Option(help="cells of one unit of work")] = 8192,
-    encoders: Annotated[
-        int | None, typer.Option(help="encoder actors; default one a GPU, else one for four CPUs")
-    ] = None,
+    shard_cells: _ShardCells = 8192,
+    encoders: _Encoders = None,
     address: _Address = None,
     as_json: _Json = False,
 ) -> None:
@@ -91,6 +97,8 @@ def annotate(
         model=model,
         labels=labels,
         alpha=alpha,
+        ctm_top_k=ctm_top_k,
+        precision=precision,
         refine=refine,
         lam=lam,
         k=k,
@@ -100,6 +108,52 @@ def annotate(
         use_graph=use_graph,
         anchor_key=anchor_key,
         anchor_weight=anchor_weight,
+        layer=layer,
+        gene_key=gene_key,
+        min_genes=min_genes,
+        shard_cells=shard_cells,
+        encoders=encoders,
+        address=address,
+    )
+    from cellray.pipeline import annotate as run
+    from cellray.pipeline.progress import showing
+
+    with showing() as progress:
+        result = run(settings, progress)
+    _tell(result, as_json=as_json)
+
+
+@app.command()
+def embed(
+    inputs: _Inputs,
+    *,
+    out: Annotated[str, typer.Option(help="output folder, local or s3://")],
+    model: _Model = "mini",
+    max_length: Annotated[
+        int | None, typer.Option(help="longest cell in tokens, CLS included; default: the model's")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of scGPT's draws: genes of long cells, bins of tied values")] = 0,
+    precision: _Precision = "auto",
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    min_genes: _MinGenes = 1,
+    shard_cells: _ShardCells = 8192,
+    encoders: _Encoders = None,
+    address: _Address = None,
+    as_json: _Json = False,
+) -> None:
+    """Embed every cell of the inputs, without labels: obsm["X_langcell"] or obsm["X_scgpt"], by the model."""
+    from cellray.settings import AnnotateSettings
+
+    settings = AnnotateSettings.checked(
+        task="embed",
+        refine="none",
+        inputs=tuple(inputs),
+        out=out,
+        model=model,
+        max_length=max_length,
+        seed=seed,
+        precision=precision,
         layer=layer,
         gene_key=gene_key,
         min_genes=min_genes,
@@ -212,19 +266,46 @@ def evaluate(
 
 @app.command()
 def convert_model(
-    official_dir: Annotated[
-        Path, typer.Argument(help="official LangCell checkpoint folder", exists=True, file_okay=False)
-    ],
+    official_dir: Annotated[Path, typer.Argument(help="official checkpoint folder", exists=True, file_okay=False)],
     out_dir: Annotated[Path, typer.Argument(help="model folder to write")],
     *,
-    tokenizer: Annotated[Path, typer.Option(help="folder of the text tokenizer (PubMedBERT's)")],
-    gene_dictionaries: Annotated[Path, typer.Option(help="folder of Geneformer's three .pkl dictionaries")],
+    tokenizer: Annotated[Path | None, typer.Option(help="LangCell: folder of PubMedBERT's tokenizer")] = None,
+    gene_dictionaries: Annotated[
+        Path | None, typer.Option(help="LangCell: folder of Geneformer's three .pkl dictionaries")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="scGPT: weight file; default best_model.pt or model.pt")] = None,
+    labels: Annotated[Path | None, typer.Option(help="scGPT: names of the classes in their order, one a line")] = None,
+    max_length: Annotated[int | None, typer.Option(help="scGPT: longest cell; default: max_seq_len")] = None,
+    normalise: Annotated[
+        str | None, typer.Option(help="scGPT: none, total or log1p before binning; default log1p with classes")
+    ] = None,
+    zero_genes: Annotated[bool, typer.Option("--zero-genes", help="scGPT: fine-tuned with genes of no count")] = False,
 ) -> None:
-    """Convert an official LangCell checkpoint to the folder that --model takes."""
+    """Convert an official LangCell or scGPT checkpoint to the folder that --model takes."""
+    from cellray.errors import SettingError
     from cellray.models import checkpoints
+    from cellray.models.checkpoints import Checkpoint
     from cellray.models.official import read_official
+    from cellray.models.official_scgpt import is_scgpt, read_official_scgpt
 
-    checkpoint = read_official(official_dir, tokenizer, gene_dictionaries)
+    checkpoint: Checkpoint
+    if is_scgpt(official_dir):
+        from cellray.labels.candidates import class_labels
+
+        checkpoint = read_official_scgpt(
+            official_dir,
+            weights=weights,
+            labels=None if labels is None else class_labels(labels.read_text().splitlines()),
+            max_length=max_length,
+            normalise=normalise,
+            zero_genes=zero_genes,
+        )
+        checkpoint = replace(checkpoint, labels=class_labels([label["name"] for label in checkpoint.labels]))
+    elif tokenizer is None or gene_dictionaries is None:
+        msg = f"{str(official_dir)!r}: LangCell needs --tokenizer and --gene-dictionaries; scGPT has an args.json"
+        raise SettingError(msg)
+    else:
+        checkpoint = read_official(official_dir, tokenizer, gene_dictionaries)
     checkpoints.save(out_dir, checkpoint)
     digest = checkpoints.load(str(out_dir)).digest
     typer.echo(f"{out_dir}: {checkpoint.genes.num_rows:,} genes, digest {digest[:12]}")
@@ -249,15 +330,18 @@ def _tell(result: "RunResult", *, as_json: bool) -> NoReturn:
         _print_json(summary)
     else:
         rate = f", {result.cells_per_s:,.0f} cells/s" if result.cells_per_s else ""
-        typer.echo(
-            f"{summary['n_cells']:,} cells: {summary['n_annotated']:,} annotated, "
-            f"{summary['n_abstained']:,} abstained, {summary['n_rejected']:,} rejected{rate}"
+        done = (
+            f"{summary['n_annotated']:,} annotated, {summary['n_abstained']:,} abstained"
+            if result.report
+            else f"{summary['n_embedded']:,} embedded"
         )
+        typer.echo(f"{summary['n_cells']:,} cells: {done}, {summary['n_rejected']:,} rejected{rate}")
         for dataset_id in summary["datasets"]:
             typer.echo(f"{dataset_id}: {result.out}/{dataset_id}.h5ad")
         for dataset_id, message in result.failed.items():
             typer.echo(f"{dataset_id} failed: {message}")
-        typer.echo(f"report: {result.report}")
+        if result.report:
+            typer.echo(f"report: {result.report}")
     raise typer.Exit(result.exit_code)
 
 

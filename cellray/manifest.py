@@ -2,7 +2,7 @@
 
 Contract: readers trust ``manifest.json`` and nothing it does not name. It is written when every file it names exists,
 and ``_SUCCESS`` after it. ``cells in = annotated + abstained + rejected`` is checked whenever a manifest is built or
-read.
+read; of a run that embeds only, cells are embedded instead of annotated.
 """
 
 from typing import Any, Self
@@ -40,6 +40,7 @@ class Manifest(BaseModel):
     n_annotated: int
     n_abstained: int
     n_rejected: int
+    n_embedded: int = 0
     rejects: dict[str, int]
     shards: list[ShardRecord]
     plan: dict[str, Any]
@@ -50,11 +51,12 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _conserve(self) -> Self:
-        accounted = self.n_annotated + self.n_abstained + self.n_rejected
+        accounted = self.n_annotated + self.n_abstained + self.n_embedded + self.n_rejected
         if accounted != self.n_cells or sum(self.rejects.values()) != self.n_rejected:
             msg = (
                 f"dataset {self.dataset_id!r}: {self.n_cells} cells in, but {self.n_annotated} annotated + "
-                f"{self.n_abstained} abstained + {self.n_rejected} rejected ({self.rejects})"
+                f"{self.n_abstained} abstained + {self.n_embedded} embedded + {self.n_rejected} rejected "
+                f"({self.rejects})"
             )
             raise ValueError(msg)
         return self

@@ -19,6 +19,7 @@ N_COUNTS: Final = "n_counts"
 N_GENES: Final = "n_genes"
 REJECT_CODE: Final = "reject_code"
 TOKENS: Final = "tokens"
+BINS: Final = "bins"
 PROBABILITIES: Final = "probabilities"
 EMBEDDING: Final = "embedding"
 CELL_TYPE: Final = "cell_type"
@@ -40,6 +41,7 @@ SYMBOL: Final = "symbol"
 # AnnData keys
 OBS_PREFIX: Final = "cellray_"
 OBSM_LANGCELL: Final = "X_langcell"
+OBSM_SCGPT: Final = "X_scgpt"
 UNS_KEY: Final = "cellray"
 
 # Output files, relative to the output folder or to a dataset's folder in it
@@ -97,15 +99,19 @@ _CELL: Final = (
 )
 
 
-def token_shard() -> pa.Schema:
-    """Cells on their way to the encoder: identity, quality and the ranked gene tokens without the CLS token."""
-    return pa.schema([*_CELL, (TOKENS, pa.list_(pa.uint16()))])
+def token_shard(*, binned: bool = False) -> pa.Schema:
+    """Cells on their way to the encoder: identity, quality and gene tokens (ranked, or binned) without CLS."""
+    return pa.schema([*_CELL, (TOKENS, pa.list_(pa.uint16())), *([(BINS, pa.list_(pa.int16()))] if binned else [])])
 
 
-def scores() -> pa.Schema:
+def scores(width: int = EMBEDDING_DIM) -> pa.Schema:
     """One part file of encoder scores. The file's metadata key ``labels`` (JSON) orders ``probabilities``."""
-    embedding = pa.list_(pa.float16(), EMBEDDING_DIM)
-    return pa.schema([*_CELL, (PROBABILITIES, pa.list_(pa.float32())), (EMBEDDING, embedding)])
+    return pa.schema([*_CELL, (PROBABILITIES, pa.list_(pa.float32())), (EMBEDDING, pa.list_(pa.float16(), width))])
+
+
+def embeddings(width: int) -> pa.Schema:
+    """One part file of a run that embeds and does not score."""
+    return pa.schema([*_CELL, (EMBEDDING, pa.list_(pa.float32(), width))])
 
 
 def annotations() -> pa.Schema:
@@ -143,3 +149,8 @@ def genes() -> pa.Schema:
 def symbols() -> pa.Schema:
     """Gene symbols of a model and the Ensembl id each stands for."""
     return pa.schema([(SYMBOL, pa.string()), (ENSEMBL_ID, pa.string())])
+
+
+def symbol_tokens() -> pa.Schema:
+    """Genes of a model that knows them by symbol."""
+    return pa.schema([(SYMBOL, pa.string()), (TOKEN, pa.int32())])

@@ -16,6 +16,20 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cellray.errors import SettingError
 from cellray.schema import SCHEMA_VERSION
 
+_OF_SCORES = {
+    "task",
+    "alpha",
+    "ctm_top_k",
+    "precision",
+    "max_length",
+    "seed",
+    "layer",
+    "gene_key",
+    "min_genes",
+    "shard_cells",
+    "batch_tokens",
+}
+
 
 class Environment(BaseSettings):
     """Machine-level switches, read from ``CELLRAY_*`` variables."""
@@ -60,13 +74,18 @@ class RefineSettings(BaseModel):
 
 
 class AnnotateSettings(RefineSettings):
-    """Settings of one ``annotate`` run; the defaults are the command line's."""
+    """Settings of one run of ``annotate`` or, as far as they matter there, ``embed``."""
 
     inputs: tuple[str, ...] = Field(min_length=1)
     out: str = Field(min_length=1)
     model: str = "mini"
     labels: str | None = None
+    task: Literal["annotate", "embed"] = "annotate"
     alpha: float = Field(default=0.2, ge=0, le=1)
+    ctm_top_k: int | None = Field(default=None, ge=1, description="an approximation; None matches all labels")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_length: int | None = Field(default=None, ge=2, description="longest cell, CLS included; None: the model's")
+    seed: int = 0
     layer: str | None = None
     gene_key: str | None = None
     min_genes: int = Field(default=20, ge=1)
@@ -90,7 +109,7 @@ class AnnotateSettings(RefineSettings):
 
     def scoring_key(self, model_digest: str, label_texts: list[tuple[str, str]]) -> str:
         """Hash of everything that changes a cell's score. ``label_texts`` are (name, text) in column order."""
-        chosen = self.model_dump(include={"alpha", "layer", "gene_key", "min_genes", "shard_cells", "batch_tokens"})
+        chosen = self.model_dump(include=_OF_SCORES)
         return _hash({**chosen, "model": model_digest, "labels": label_texts, "schema": SCHEMA_VERSION})
 
     def refining_key(self, scoring_key: str) -> str:

@@ -21,7 +21,7 @@ from cellray.errors import CellRayError, one_line
 from cellray.labels.candidates import Label, prompt
 from cellray.labels.ontology import Ontology
 from cellray.models import checkpoints
-from cellray.models.checkpoints import Checkpoint
+from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.train.checkpoint import restore
 from cellray.train.config import PretrainConfig
 from cellray.train.prepare import prepare
@@ -62,7 +62,7 @@ def run(config: PretrainConfig, given: argparse.Namespace) -> None:
     cls_token = int(prepared.genes["token"].to_numpy().max()) + 1
     sizes = model_config(config, cls_token, tokenizer.get_vocab_size())
     labels = [Label(ontology.name(term), term, text) for term, text in zip(prepared.labels, prompts, strict=False)]
-    empty = Checkpoint(
+    empty = LangCellCheckpoint(
         config.name, "", sizes, {}, prepared.genes, prepared.symbols, tokenizer, [vars(label) for label in labels]
     )
     text_ids = empty.text_ids(prompts).numpy()
@@ -94,7 +94,9 @@ def run(config: PretrainConfig, given: argparse.Namespace) -> None:
     with result.checkpoint.as_directory() as folder:
         restore(Path(folder), {"average": average})
     weights = average.model.state_dict()
-    checkpoint = Checkpoint(config.name, "", sizes, weights, prepared.genes, prepared.symbols, tokenizer, empty.labels)
+    checkpoint = LangCellCheckpoint(
+        config.name, "", sizes, weights, prepared.genes, prepared.symbols, tokenizer, empty.labels
+    )
     checkpoints.save(given.out, checkpoint, torch.float16)
     sys.stdout.write(f"{given.out}: {result.metrics}\n")
 

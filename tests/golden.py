@@ -8,7 +8,7 @@ import numpy as np
 
 from cellray import schema
 from cellray.ingest import DatasetPlan, GeneIndex, find_sources, inspect_dataset, read_shard
-from cellray.models.checkpoints import Checkpoint
+from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.models.official import read_official
 from cellray.tokenize import rank_tokens
 
@@ -21,7 +21,7 @@ class Golden:
     cells: Path
 
     @cached_property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> LangCellCheckpoint:
         """The official checkpoint, converted."""
         return read_official(self.folder / "ckpt", self.folder / "tokenizer", self.folder / "geneformer")
 

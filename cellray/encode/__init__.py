@@ -1,1 +1,6 @@
-"""Token shards to label scores. Works without Ray; the pipeline wraps a scorer in an actor."""
+"""Cells to label scores and embeddings, without Ray: one interface, one file a kind of model."""
+
+from cellray.encode.encoder import Encoder
+from cellray.encode.open import embedding_key, open_encoder, tokenizer_of
+
+__all__ = ["Encoder", "embedding_key", "open_encoder", "tokenizer_of"]

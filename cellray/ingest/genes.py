@@ -34,7 +34,7 @@ class GeneIndex:
     Parameters
     ----------
     genes
-        Table of ``schema.genes()``; slot i is its row i.
+        Table of ``schema.genes()`` or ``schema.symbol_tokens()``; slot i is its row i.
     symbols
         Table of ``schema.symbols()``. Of several ids for one symbol the first that the model knows counts.
 
@@ -42,28 +42,17 @@ class GeneIndex:
     ----------
     n_genes
         Number of slots.
-    tokens
-        int32[n_genes], the model's token of each slot.
-    medians
-        float64[n_genes], the median that ranking divides by.
 
     Raises
     ------
     ModelError
-        If an Ensembl id is in the gene table twice.
+        If a name is in the gene table twice.
     """
 
     def __init__(self, genes: pa.Table, symbols: pa.Table) -> None:
-        ids = genes[schema.ENSEMBL_ID].to_pylist()
-        self._by_id = {ensembl_id: slot for slot, ensembl_id in enumerate(ids)}
-        if len(self._by_id) != len(ids):
-            twice = next(i for slot, i in enumerate(ids) if self._by_id[i] != slot)
-            msg = f"gene table: Ensembl id {twice!r} is there more than once; each gene needs one row"
-            raise ModelError(msg)
-        self.n_genes = len(ids)
-        self.tokens = genes[schema.TOKEN].to_numpy().astype(np.int32)
-        self.medians = genes[schema.MEDIAN].to_numpy().astype(np.float64)
-        self._by_symbol: dict[str, int] = {}
+        self.n_genes = genes.num_rows
+        self._by_id = _slots(genes, schema.ENSEMBL_ID)
+        self._by_symbol = _slots(genes, schema.SYMBOL)
         pairs = zip(symbols[schema.SYMBOL].to_pylist(), symbols[schema.ENSEMBL_ID].to_pylist(), strict=True)
         for symbol, ensembl_id in pairs:
             if ensembl_id in self._by_id:
@@ -83,3 +72,14 @@ class GeneIndex:
             return slot
         stem, dot, version = name.rpartition(".")
         return self._by_id.get(stem, UNKNOWN) if dot and version.isdigit() else UNKNOWN
+
+
+def _slots(genes: pa.Table, column: str) -> dict[str, int]:
+    """Map the names of a column, if the table has it, to their rows."""
+    names = genes[column].to_pylist() if column in genes.column_names else []
+    found = {name: slot for slot, name in enumerate(names)}
+    if len(found) != len(names):
+        twice = next(name for slot, name in enumerate(names) if found[name] != slot)
+        msg = f"gene table: {twice!r} is there more than once; each gene needs one row"
+        raise ModelError(msg)
+    return found

@@ -62,6 +62,8 @@ class DatasetPlan:
         Sorted uint64 hashes of the cell names that must be made unique.
     matrix, staged
         Where the values lie, in the file and in the row-readable copy if there is one.
+    integers
+        Whether a cell with other values is bad.
     """
 
     source: DatasetSource
@@ -79,6 +81,7 @@ class DatasetPlan:
     warnings: tuple[str, ...]
     matrix: Matrix
     staged: Staged | None = None
+    integers: bool = True
 
     @property
     def layout(self) -> str:
@@ -107,7 +110,12 @@ class DatasetPlan:
 
 
 def inspect_dataset(
-    source: DatasetSource, genes: GeneIndex, *, layer: str | None = None, gene_key: str | None = None
+    source: DatasetSource,
+    genes: GeneIndex,
+    *,
+    layer: str | None = None,
+    gene_key: str | None = None,
+    integers: bool = True,
 ) -> DatasetPlan:
     """Decide how to read ``source`` for a model with ``genes``.
 
@@ -117,6 +125,8 @@ def inspect_dataset(
         The raw counts: ``X``, ``raw`` or ``raw.X``, a layer's name or ``layers/<name>``; None to find them.
     gene_key
         The gene column: ``index`` or a column of the gene table; None to find it.
+    integers
+        Whether values must be raw counts. Where only their order in a cell matters, a named ``layer`` may hold others.
 
     Raises
     ------
@@ -133,7 +143,7 @@ def inspect_dataset(
     with tree.reading(uri):
         content_hash = storage.content_hash(uri)
     with open_dataset(source) as reader:
-        name, matrix, reason = _choose_layer(reader, uri, layer)
+        name, matrix, reason = _choose_layer(reader, uri, layer, integers=integers)
         key, match = _choose_genes(reader, uri, name, genes, gene_key)
         overlap = match.n_known / max(1, min(matrix.n_columns, genes.n_genes))
         renamed = find_renamed(reader)
@@ -158,10 +168,11 @@ def inspect_dataset(
         renamed=renamed,
         warnings=warnings,
         matrix=matrix,
+        integers=integers,
     )
 
 
-def _choose_layer(reader: Reader, uri: str, wanted: str | None) -> tuple[str, Matrix, str]:
+def _choose_layer(reader: Reader, uri: str, wanted: str | None, *, integers: bool) -> tuple[str, Matrix, str]:
     present = reader.layers()
     if wanted is not None:
         name = next((name for name in _spellings(wanted) if name in present), None)
@@ -169,6 +180,8 @@ def _choose_layer(reader: Reader, uri: str, wanted: str | None) -> tuple[str, Ma
             msg = f"{uri}: no layer {wanted!r} (has: {', '.join(present) or 'none'}); pass one of these to --layer"
             raise MissingKeyError(msg)
         matrix = reader.matrix(name)
+        if not integers:
+            return name, matrix, f"{name}: as asked; values taken as they are"
         share, n_sampled = _integer_share(reader.sample(matrix))
         if share < MIN_INTEGERS:
             has = ", ".join(present)

@@ -96,7 +96,7 @@ def read_shard(plan: DatasetPlan, start: int, stop: int, *, min_genes: int, n_sl
         failed = {
             RejectCode.NOT_FINITE: ~np.isfinite(total),
             RejectCode.NEGATIVE_COUNT: _any_in_row(counts, counts.data < 0),
-            RejectCode.NON_INTEGER_COUNT: _any_in_row(counts, counts.data != np.rint(counts.data)),
+            RejectCode.NON_INTEGER_COUNT: _any_in_row(counts, plan.integers & (counts.data != np.rint(counts.data))),
         }
     no_counts = np.logical_or.reduce(list(failed.values()))
     counts = _empty_rows(counts, no_counts)

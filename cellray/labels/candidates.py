@@ -73,6 +73,16 @@ def read_labels(text: str, source: str, known: Sequence[Label] = ()) -> list[Lab
     return labels
 
 
+def class_labels(names: Sequence[str]) -> list[dict[str, str]]:
+    """Return the labels of a classifier's classes, in their order, as a model folder holds them; no text is needed."""
+    ontology = Ontology()
+    labels = []
+    for number, name in enumerate((name.strip() for name in names), start=1):
+        _check(name, "label", f"class {number}")
+        labels.append({"name": name, "term_id": ontology.find(name) or "", "text": ""})
+    return labels
+
+
 def match_truth(
     values: Sequence[str], ids: Sequence[str] | None, labels: Sequence[Label], ontology: Ontology
 ) -> list[int]:

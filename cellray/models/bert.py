@@ -1,17 +1,18 @@
 """The post-norm BERT blocks that LangCell's two encoders share, with the official parameter names.
 
 Contract: a module's ``state_dict`` has the keys of the official checkpoint, nothing more or less, so that loading is
-strict. Padding is invisible: a row's result does not depend on how far its batch is padded. No pooler, no
-language-model head, no file access.
+strict. Cells are packed (``cellray.models.packed``), texts are padded, and padding is invisible: a row's result does
+not depend on how far its batch is padded. No pooler, no language-model head, no file access.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Self, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cellray.models.packed import Segments, attention
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 _ALL = slice(None)
@@ -69,9 +70,10 @@ class Embeddings(nn.Module):
         self.dropout = config.hidden_dropout_prob
         self.token_types = config.token_types
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Embed (..., l) int64 ids to (..., l, hidden)."""
-        states = self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[-1]]
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Embed (..., l) int64 ids to (..., l, hidden); positions count along the last axis unless given."""
+        where = slice(ids.shape[-1]) if positions is None else positions
+        states = self.word_embeddings(ids) + self.position_embeddings.weight[where]
         if self.token_types:
             states = states + self.token_type_embeddings.weight[0]
         return F.dropout(self.LayerNorm(states), self.dropout, self.training)
@@ -121,6 +123,11 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, *keys_values, attn_mask=seen)
         return self.output(mixed.transpose(1, 2).flatten(2), states)
 
+    def packed(self, states: Tensor, source: Tensor, queries: Segments, sources: Segments) -> Tensor:
+        """Attend from packed (tq, hidden) states to packed (ts, width) ones, each segment to its counterpart."""
+        query, key, value = self.self.query(states), self.self.key(source), self.self.value(source)
+        return self.output(attention(query, key, value, queries, sources, self.heads), states)
+
     def _split(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
@@ -147,7 +154,7 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Embeddings and layers, without cross-attention at work: (b, l) ids and mask to (b, l, hidden)."""
+    """Embeddings and layers, without cross-attention at work."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -160,23 +167,13 @@ class Bert(nn.Module):
         """The layers in order."""
         return cast("list[Layer]", self.encoder["layer"])
 
-    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Encode (b, l) int64 ids; ``mask`` (b, l) is true at tokens and false at padding, None without padding."""
-        states = self.embeddings(ids)
-        for layer in self.layers:
-            states = layer.feed_forward(layer.attend(states, mask))
-        return states
-
-
-def padding_mask(ids: Tensor, pad_token_id: int) -> Tensor | None:
-    """Return the mask of (b, l) ids, or None when no row is padded (the faster path, same numbers)."""
-    mask = ids != pad_token_id
-    return None if bool(mask.all()) else mask
-
-
-def check_finite(state: dict[str, torch.Tensor]) -> None:
-    """Raise ``ValueError`` naming the first tensor with a NaN or infinity."""
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor.float()).all()):
-            msg = f"tensor {name!r} holds NaN or infinity"
-            raise ValueError(msg)
+    def forward(self, ids: Tensor, cells: Segments, *, first_only: bool = False) -> Tensor:
+        """Encode packed (t,) int64 ids to (t, hidden) states, or to (n, hidden) of the first row of every segment."""
+        states = self.embeddings(ids, cells.positions)
+        *layers, last = self.layers
+        for layer in layers:
+            states = layer.feed_forward(layer.attention.packed(states, states, cells, cells))
+        if not first_only:
+            return last.feed_forward(last.attention.packed(states, states, cells, cells))
+        first = last.attention.packed(states[cells.first], states, cells.of_one(), cells)
+        return last.feed_forward(first)

@@ -7,7 +7,12 @@ Beyond the official code, with the same numbers:
 
 1. Keys and values of a cell are computed once and shared by all texts; texts go through cross-attention side by side.
 2. What precedes a text's first cross-attention (embedding, self-attention of layer 0) is computed once per text.
-3. The last text layer is computed for the CLS row alone, the only one that is read.
+3. The last text layer is computed for the CLS row alone, the only one that is read; without matching, so is that of
+   the cell encoder.
+4. Cells are packed: there is no padding to compute.
+
+``top_k`` of ``scores`` is an approximation: only so many labels, the most similar ones, are matched, and the softmax of
+matching is over these.
 """
 
 from dataclasses import dataclass
@@ -16,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cellray.models.bert import Bert, BertConfig, padding_mask
+from cellray.models.bert import Bert, BertConfig
+from cellray.models.packed import Segments
 from cellray.schema import EMBEDDING_DIM
 
 
@@ -52,22 +58,30 @@ class LangCell(nn.Module):
         self.text_proj = nn.Linear(config.text.hidden_size, EMBEDDING_DIM)
         self.ctm_head = nn.Linear(config.text.hidden_size, 2)
 
-    def encode_cells(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Encode cells.
+    def encode_cells(self, ids: Tensor, cells: Segments) -> tuple[Tensor, Tensor]:
+        """Encode packed cells.
 
         Parameters
         ----------
         ids
-            (b, l) int64, CLS first, padded with the pad id.
+            (t,) int64, CLS first in every cell.
+        cells
+            The n cells.
 
         Returns
         -------
-        embeddings, states, mask
-            (b, 256) of unit length, (b, l, hidden) and (b, l) or None.
+        embeddings, states
+            (n, 256) of unit length, and (t, hidden).
         """
-        mask = padding_mask(ids, self.config.cell.pad_token_id)
-        states = self.cell_bert(ids, mask)
-        return F.normalize(self.cell_proj(states[:, 0]), dim=-1), states, mask
+        states = self.cell_bert(ids, cells)
+        return self._embedded(states[cells.first]), states
+
+    def embed_cells(self, ids: Tensor, cells: Segments) -> Tensor:
+        """Return the embeddings of ``encode_cells`` alone, for less work."""
+        return self._embedded(self.cell_bert(ids, cells, first_only=True))
+
+    def _embedded(self, first: Tensor) -> Tensor:
+        return F.normalize(self.cell_proj(first), dim=-1)
 
     def encode_texts(self, ids: Tensor) -> Texts:
         """Encode (k, t) int64 text ids, each ``[CLS] ... [SEP]`` and padded."""
@@ -79,71 +93,62 @@ class LangCell(nn.Module):
             final = layer.feed_forward(layer.attend(final, mask))
         return Texts(mask, F.normalize(self.text_proj(final[:, 0]), dim=-1), states)
 
-    def match(self, cells: Tensor, cell_mask: Tensor | None, text_states: Tensor, text_mask: Tensor) -> Tensor:
+    def match(self, states: Tensor, cells: Segments, text_states: Tensor, text_mask: Tensor) -> Tensor:
         """Cell-text matching: the two logits (no match, match) of every pair.
 
         Parameters
         ----------
-        cells, cell_mask
-            (b, l, cell hidden) states and (b, l) mask of ``encode_cells``.
+        states, cells
+            Packed states of ``encode_cells``, and the n cells.
         text_states, text_mask
-            (b, k, t, text hidden) layer-0 states and (b, k, t) mask: the k texts that each cell is paired with.
+            (n, k, l, text hidden) layer-0 states and (n, k, l) mask: the k texts that each cell is paired with.
 
         Returns
         -------
         Tensor
-            (b, k, 2) logits.
+            (n, k, 2) logits.
         """
-        b, k, t, width = text_states.shape
-        mask = text_mask.reshape(b * k, t)
-        states = text_states.reshape(b * k, t, width)
+        n, k, length, width = text_states.shape
+        mask = text_mask.reshape(n * k, length)
+        mixed = text_states.reshape(n * k, length, width)
         last = len(self.text_bert.layers) - 1
         for depth, layer in enumerate(self.text_bert.layers):
             read = slice(1) if depth == last else slice(None)
-            states = layer.attend(states, mask, read) if depth else states[:, read]
+            mixed = layer.attend(mixed, mask, read) if depth else mixed[:, read]
             # Texts do not see each other in cross-attention, so the k texts of a cell are one long query.
-            keys_values = layer.crossattention.keys_values(cells)
-            states = layer.crossattention(states.reshape(b, -1, width), keys_values, cell_mask)
-            states = layer.feed_forward(states).reshape(b * k, -1, width)
-        return self.ctm_head(states[:, 0]).reshape(b, k, 2)
+            queries = Segments.of([k * mixed.shape[1]] * n, mixed.device)
+            crossed = layer.crossattention.packed(mixed.reshape(-1, width), states, queries, cells)
+            mixed = layer.feed_forward(crossed).reshape(n * k, -1, width)
+        return self.ctm_head(mixed[:, 0]).reshape(n, k, 2)
 
-    def scores(self, cell_ids: Tensor, texts: Texts, alpha: float) -> tuple[Tensor, Tensor]:
+    def scores(
+        self, ids: Tensor, cells: Segments, texts: Texts, alpha: float, top_k: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Label probabilities of cells: ``alpha * P_sim + (1 - alpha) * P_ctm``.
 
-        ``P_sim`` is the softmax over labels of cosine / temperature; ``P_ctm`` the softmax over labels of the match
-        *probabilities*, as the official code has it. ``alpha = 1`` skips matching.
+        ``P_sim`` is the softmax over labels of cosine / temperature; ``P_ctm`` the softmax over labels (with ``top_k``:
+        over the most similar ones) of the match *probabilities*, as the official code has it. ``alpha = 1`` skips
+        matching.
 
         Returns
         -------
         probabilities, embeddings
-            (b, k) and (b, 256).
+            (n, k) and (n, 256).
         """
-        embeddings, states, mask = self.encode_cells(cell_ids)
-        similarity = (embeddings @ texts.embeddings.T / self.config.temperature).softmax(-1)
         if alpha == 1:
-            return similarity, embeddings
-        b = len(cell_ids)
-        logits = self.match(states, mask, texts.states.expand(b, -1, -1, -1), texts.mask.expand(b, -1, -1))
-        matching = logits.softmax(-1)[..., 1].softmax(-1)
-        return alpha * similarity + (1 - alpha) * matching, embeddings
+            embeddings = self.embed_cells(ids, cells)
+            return self._similarity(embeddings, texts).softmax(-1), embeddings
+        embeddings, states = self.encode_cells(ids, cells)
+        similarity = self._similarity(embeddings, texts)
+        n_labels = similarity.shape[1]
+        if top_k is None or top_k >= n_labels:
+            pairs = torch.arange(n_labels, device=similarity.device).expand(len(similarity), -1)
+        else:
+            pairs = similarity.topk(top_k).indices
+        logits = self.match(states, cells, texts.states[pairs], texts.mask[pairs]).float()
+        kept = logits.softmax(-1)[..., 1].softmax(-1)
+        matching = torch.zeros_like(similarity).scatter(1, pairs, kept)
+        return alpha * similarity.softmax(-1) + (1 - alpha) * matching, embeddings
 
-
-def pad_cells(flat: Tensor, offsets: Tensor, rows: Tensor, config: LangCellConfig) -> Tensor:
-    """Stack cells as (b, l) int64 ids: CLS, the cell's tokens cut to ``max_tokens - 1``, padding.
-
-    Parameters
-    ----------
-    flat, offsets
-        Tokens of all cells, and (n + 1,) int64 offsets.
-    rows
-        (b,) the cells of this batch.
-    """
-    starts, lengths = offsets[rows], (offsets[rows + 1] - offsets[rows]).clamp(max=config.max_tokens - 1)
-    width = int(lengths.max()) if len(rows) else 0
-    columns = torch.arange(width)
-    inside = columns < lengths[:, None]
-    ids = torch.full((len(rows), width + 1), config.cell.pad_token_id, dtype=torch.int64)
-    ids[:, 0] = config.cls_token
-    gathered = flat[(starts[:, None] + columns).clamp(max=max(len(flat) - 1, 0))].to(torch.int64)
-    ids[:, 1:] = torch.where(inside, gathered, ids[:, 1:])
-    return ids
+    def _similarity(self, embeddings: Tensor, texts: Texts) -> Tensor:
+        return embeddings.float() @ texts.embeddings.float().T / self.config.temperature

@@ -1,8 +1,8 @@
-"""The one converter: an official LangCell checkpoint folder to our model folder.
+"""An official LangCell checkpoint folder to our model folder; and the one reader of foreign weights.
 
-Contract: everything unsafe happens here and nowhere else. ``.bin`` files are read with ``weights_only=True``;
-Geneformer's pickled dictionaries by an unpickler that knows dict, str, int, float and NumPy's scalars and refuses every
-other name.
+Contract: everything unsafe happens here and nowhere else. ``.bin`` and ``.pt`` files are read with
+``weights_only=True``; Geneformer's pickled dictionaries by an unpickler that knows dict, str, int, float and NumPy's
+scalars and refuses every other name.
 
 The text tokenizer is not part of the official checkpoint (upstream takes PubMedBERT's from the hub), nor are the gene
 dictionaries, so both folders are given by the caller. Nothing is downloaded.
@@ -22,15 +22,15 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 from cellray import schema
 from cellray.errors import ModelError, one_line
 from cellray.models.bert import BertConfig
-from cellray.models.checkpoints import Checkpoint, check_state
 from cellray.models.langcell import LangCellConfig
+from cellray.models.langcell_folder import LangCellCheckpoint, check
 
 _MODULES = ("cell_bert", "text_bert")
 _HEADS = ("cell_proj", "text_proj", "ctm_head")
 _IGNORED = ("pooler.", "cls.")
 
 
-def read_official(folder: Path, tokenizer: Path, dictionaries: Path) -> Checkpoint:
+def read_official(folder: Path, tokenizer: Path, dictionaries: Path) -> LangCellCheckpoint:
     """Read the official form.
 
     Parameters
@@ -55,11 +55,13 @@ def read_official(folder: Path, tokenizer: Path, dictionaries: Path) -> Checkpoi
                 f"{module}.{key}": value for key, value in _bert_state(folder / module / "pytorch_model.bin").items()
             }
         for head in _HEADS:
-            state |= {f"{head}.{key}": value for key, value in _load_bin(folder / f"{head}.bin").items()}
+            state |= {f"{head}.{key}": value for key, value in load_tensors(folder / f"{head}.bin").items()}
         genes, symbols, n_tokens = _gene_tables(dictionaries)
         config = _official_config(folder, n_tokens)
-        check_state(state, config)
-        return Checkpoint(folder.name or "langcell", "", config, state, genes, symbols, _tokenizer(tokenizer), [])
+        check(state, config)
+        return LangCellCheckpoint(
+            folder.name or "langcell", "", config, state, genes, symbols, _tokenizer(tokenizer), []
+        )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         msg = f"official checkpoint {str(folder)!r}: {one_line(error)}"
         raise ModelError(msg) from error
@@ -76,12 +78,13 @@ def _official_config(folder: Path, n_tokens: int) -> LangCellConfig:
     return LangCellConfig(cell, text, max_tokens=cell.max_position_embeddings, cls_token=n_tokens)
 
 
-def _load_bin(path: Path) -> dict[str, torch.Tensor]:
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of an official ``.bin`` or ``.pt`` file."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _bert_state(path: Path) -> dict[str, torch.Tensor]:
-    state = {key.removeprefix("bert."): value for key, value in _load_bin(path).items()}
+    state = {key.removeprefix("bert."): value for key, value in load_tensors(path).items()}
     return {
         key: value for key, value in state.items() if key != "embeddings.position_ids" and not key.startswith(_IGNORED)
     }

@@ -14,7 +14,7 @@ from cellray.cluster import Resources
 from cellray.errors import CellRayError, DatasetError, EncodeError, ReadError, RefineError, WriteError
 from cellray.ingest import DatasetPlan, needs_staging, stage
 from cellray.manifest import Manifest, ShardRecord
-from cellray.pipeline.finish import Finishing, finish
+from cellray.pipeline.finish import Finishing, finish, finish_embedding
 from cellray.pipeline.order import WorkOrder
 from cellray.pipeline.progress import Progress
 from cellray.pipeline.stream import Pool, Receipt, Unit, stream
@@ -159,7 +159,7 @@ def _staging(plan: DatasetPlan, folder: str, shard_cells: int) -> DatasetPlan | 
 @ray.remote(num_cpus=1)
 def _finishing(job: Finishing) -> Manifest | CellRayError:
     try:
-        return finish(job)
+        return finish(job) if job.order.scoring.labels else finish_embedding(job)
     except CellRayError as error:
         return error
 

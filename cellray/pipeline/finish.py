@@ -7,9 +7,10 @@ after a crash gives the same annotations. Files appear in the order annotations,
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -22,6 +23,9 @@ from cellray.ingest.reader import open_dataset
 from cellray.manifest import Manifest, ShardRecord
 from cellray.pipeline.order import WorkOrder
 from cellray.schema import Source, Status
+
+if TYPE_CHECKING:
+    from cellray.refine.grit import Refinement
 
 _VIEW_CELLS = 5000
 _PLAIN_BYTES = 1 << 30  # libraries and one part
@@ -90,6 +94,35 @@ def finish(job: Finishing) -> Manifest:
     started = time.perf_counter()
     _write_view(job, scored, None if refinement is None else refinement.points)
     seconds["view"] = time.perf_counter() - started
+    cells = {
+        "n_annotated": counts.statuses[Status.ANNOTATED],
+        "n_abstained": counts.statuses[Status.ABSTAINED],
+        "n_rejected": counts.statuses[Status.REJECTED],
+    }
+    return _publish(job, annotations, cells, counts.rejects, refinement, seconds)
+
+
+def finish_embedding(job: Finishing) -> Manifest:
+    """Publish one dataset of a run that embeds only; returns its manifest."""
+    from cellray.write import read_part
+
+    rejects: Counter[str] = Counter()
+    for uri in job.part_uris:
+        rejects.update(read_part(uri, [schema.REJECT_CODE])[schema.REJECT_CODE].drop_null().to_pylist())
+    n_rejected = rejects.total()
+    cells = {"n_annotated": 0, "n_abstained": 0, "n_rejected": n_rejected, "n_embedded": job.plan.n_cells - n_rejected}
+    return _publish(job, None, cells, dict(rejects), None, dict(job.seconds))
+
+
+def _publish(
+    job: Finishing,
+    annotations: str | None,
+    cells: dict[str, int],
+    rejects: dict[str, int],
+    refinement: "Refinement | None",
+    seconds: dict[str, float],
+) -> Manifest:
+    """Write the annotated copy and the manifest."""
     started = time.perf_counter()
     _write_copy(job, annotations, {} if refinement is None else refinement.diagnostics)
     seconds["copy"] = time.perf_counter() - started
@@ -103,10 +136,8 @@ def finish(job: Finishing) -> Manifest:
         labels=list(job.order.scoring.labels),
         label_ids=list(job.order.label_ids),
         n_cells=job.plan.n_cells,
-        n_annotated=counts.statuses[Status.ANNOTATED],
-        n_abstained=counts.statuses[Status.ABSTAINED],
-        n_rejected=counts.statuses[Status.REJECTED],
-        rejects=counts.rejects,
+        **cells,
+        rejects=rejects,
         shards=[_hashed(job, shard) for shard in job.shards],
         plan=job.plan.describe(),
         refinement=None if refinement is None else {**refinement.diagnostics, "steps": refinement.steps},
@@ -152,10 +183,10 @@ def _write_view(job: Finishing, scored: np.ndarray, points: np.ndarray | None) -
 
 
 def _embeddings(job: Finishing, rows: np.ndarray) -> np.ndarray:
-    """Embeddings of ascending ``rows``, (m, 256) float32, read part by part."""
+    """Embeddings of ascending ``rows``, (m, width) float32, read part by part."""
     from cellray.write import read_part
 
-    found = np.empty((len(rows), schema.EMBEDDING_DIM), np.float32)
+    found = np.empty((len(rows), job.order.scoring.embedding_width), np.float32)
     for uri, shard in zip(job.part_uris, job.shards, strict=True):
         first, last = np.searchsorted(rows, [shard.start, shard.stop])
         if first < last:
@@ -164,13 +195,13 @@ def _embeddings(job: Finishing, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _write_copy(job: Finishing, annotations: str, diagnostics: dict[str, Any]) -> None:
+def _write_copy(job: Finishing, annotations: str | None, diagnostics: dict[str, Any]) -> None:
     from cellray.write import Results, annotate_h5ad, annotate_zarr, build_h5ad
 
     source = job.plan.source
     target = storage.join(job.order.out, f"{source.dataset_id}.h5ad")
     record = {**job.order.record, "plan": job.plan.describe(), "refinement": diagnostics}
-    results = Results(annotations, job.part_uris, record)
+    results = Results(annotations, job.part_uris, record, job.order.scoring.embedding_key)
     if source.kind == "h5ad":
         annotate_h5ad(source.uri, target, results)
     elif source.kind == "zarr":

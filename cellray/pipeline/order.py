@@ -1,27 +1,33 @@
 """What the stages of a run are told: plain data that travels to the workers."""
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from cellray import schema, storage
 from cellray.settings import RefineSettings
+from cellray.tokenize.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What scores a cell: the model's folder, gene tokens and medians by slot, and the labels with their texts."""
+    """What scores a cell: the model's folder and tokenizer, and the labels with their texts; without any it embeds.
+
+    ``embedding_key`` and ``embedding_width`` say where embeddings go and how wide they are; ``max_tokens`` is None for
+    the model's own.
+    """
 
     model: str
-    tokens: np.ndarray
-    medians: np.ndarray
-    max_genes: int
+    tokenizer: Tokenizer
     labels: tuple[str, ...]
     texts: tuple[str, ...]
     alpha: float
     batch_tokens: int
     min_genes: int
+    embedding_key: str
+    embedding_width: int
+    ctm_top_k: int | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One ``annotate`` run: check, inspect, stream, finish, report.
+"""One run of ``annotate`` or ``embed``: check, inspect, stream, finish, report.
 
 Contract: settings, model, labels and inputs are checked before Ray starts or anything is written. What an earlier run
 left in the output folder is used as far as its names say that it is the same work, and redone otherwise. Datasets
@@ -25,6 +25,8 @@ from cellray.lock import RunLock
 from cellray.manifest import Manifest
 from cellray.models import checkpoints
 from cellray.models.checkpoints import Checkpoint
+from cellray.models.langcell_folder import LangCellCheckpoint
+from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.pipeline.order import Scoring, WorkOrder
 from cellray.pipeline.progress import Progress, Silent
 from cellray.settings import AnnotateSettings
@@ -64,6 +66,7 @@ class RunResult:
             "n_cells": sum(one.n_cells for one in done),
             "n_annotated": sum(one.n_annotated for one in done),
             "n_abstained": sum(one.n_abstained for one in done),
+            "n_embedded": sum(one.n_embedded for one in done),
             "n_rejected": sum(one.n_rejected for one in done),
             "cells_per_s": self.cells_per_s,
             "seconds": round(self.seconds, 3),
@@ -71,7 +74,7 @@ class RunResult:
 
 
 def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, encode: bool = True) -> RunResult:
-    """Annotate every dataset that ``settings`` name and write the output folder.
+    """Annotate, or embed, every dataset that ``settings`` name and write the output folder.
 
     Without ``encode`` the scores must be in the output folder already; a dataset without them fails.
 
@@ -87,12 +90,13 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     progress = progress or Silent()
     settings = settings.model_copy(update={"out": storage.absolute(settings.out)})
     checkpoint = checkpoints.load(settings.model)
+    _check_length(settings, checkpoint)
     labels = label_set(settings, checkpoint)
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
     sources = find_sources(settings.inputs)
     settings = _from_anywhere(settings)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    plans, errors = _inspect(sources, genes, settings, progress)
+    plans, errors = _inspect(sources, genes, settings, progress, integers=_counts_only(settings, checkpoint))
     if not plans:
         raise _all_failed(errors)
     with RunLock(settings.out, run_id) as lock:
@@ -104,9 +108,10 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
         result = run.result
         result.seconds = time.monotonic() - started
         run.record([source.dataset_id for source in sources])
-        from cellray.report import write_report
+        if settings.task == "annotate":
+            from cellray.report import write_report
 
-        result.report = write_report(settings.out)
+            result.report = write_report(settings.out)
     return result
 
 
@@ -120,9 +125,33 @@ def _from_anywhere(settings: AnnotateSettings) -> AnnotateSettings:
     return settings.model_copy(update=known)
 
 
+def _check_length(settings: AnnotateSettings, checkpoint: Checkpoint) -> None:
+    """Refuse cells longer than LangCell's position table; scGPT's genes are a set and have no positions."""
+    if isinstance(checkpoint, LangCellCheckpoint) and (settings.max_length or 0) > checkpoint.config.max_tokens:
+        msg = (
+            f"--max-length {settings.max_length} is more than the {checkpoint.config.max_tokens} positions of model "
+            f"{settings.model!r}"
+        )
+        raise SettingError(msg)
+
+
+def _counts_only(settings: AnnotateSettings, checkpoint: Checkpoint) -> bool:
+    """Whether values must be raw counts: of a layer that the user names scGPT's embedding needs the order alone."""
+    return settings.task == "annotate" or settings.layer is None or isinstance(checkpoint, LangCellCheckpoint)
+
+
 def label_set(settings: AnnotateSettings, checkpoint: Checkpoint) -> list[Label]:
-    """Return the candidate labels: the user's file, else the model's own."""
+    """Return the candidate labels: the user's file, else the model's own; none of a run that embeds only."""
+    if settings.task == "embed":
+        return []
     known = [Label(**entry) for entry in checkpoint.labels]
+    if isinstance(checkpoint, ScGPTCheckpoint):
+        if not known:
+            msg = f"model {settings.model!r} has no classification head and can only embed; use `cellray embed`"
+            raise SettingError(msg)
+        if settings.labels is not None:
+            msg = f"model {settings.model!r} is a classifier of {len(known)} labels of its own; leave --labels away"
+            raise SettingError(msg)
     if settings.labels is None:
         if not known:
             msg = f"model {settings.model!r} has no label set of its own; pass --labels with one label a line"
@@ -142,11 +171,16 @@ def versions() -> dict[str, str]:
 
 
 def _inspect(
-    sources: Sequence[DatasetSource], genes: GeneIndex, settings: AnnotateSettings, progress: Progress
+    sources: Sequence[DatasetSource],
+    genes: GeneIndex,
+    settings: AnnotateSettings,
+    progress: Progress,
+    *,
+    integers: bool,
 ) -> tuple[list[DatasetPlan], dict[str, CellRayError]]:
     def one(source: DatasetSource) -> DatasetPlan | CellRayError:
         try:
-            plan = inspect_dataset(source, genes, layer=settings.layer, gene_key=settings.gene_key)
+            plan = inspect_dataset(source, genes, layer=settings.layer, gene_key=settings.gene_key, integers=integers)
             check_beside(source, settings.beside())
             return plan
         except DatasetError as error:
@@ -249,14 +283,15 @@ class _Run:
                 lock.check()
                 if isinstance(outcome, Manifest):
                     self.result.finished[dataset_id] = outcome
-                    self.progress.say(
-                        f"{dataset_id}: {outcome.n_annotated:,} annotated, {outcome.n_rejected:,} rejected"
-                    )
+                    done = f"{outcome.n_annotated:,} annotated" if self.labels else f"{outcome.n_embedded:,} embedded"
+                    self.progress.say(f"{dataset_id}: {done}, {outcome.n_rejected:,} rejected")
                 else:
                     self.fail(dataset_id, outcome)
             self.result.cells_per_s = drive.cells_per_s
 
     def _work_order(self, *, encode: bool) -> WorkOrder:
+        from cellray.encode.open import embedding_key, embedding_width, tokenizer_of
+
         settings, checkpoint = self.settings, self.checkpoint
         return WorkOrder(
             out=settings.out,
@@ -266,14 +301,17 @@ class _Run:
             scoring=Scoring(
                 # A bundled model lies where the worker's package is, any other at the same place for all.
                 model=settings.model,
-                tokens=checkpoint.genes[schema.TOKEN].to_numpy(),
-                medians=checkpoint.genes[schema.MEDIAN].to_numpy(),
-                max_genes=checkpoint.config.max_tokens - 1,
+                tokenizer=tokenizer_of(checkpoint, max_tokens=settings.max_length, seed=settings.seed),
                 labels=tuple(label.name for label in self.labels),
                 texts=tuple(label.text for label in self.labels),
                 alpha=settings.alpha,
                 batch_tokens=settings.batch_tokens,
                 min_genes=settings.min_genes,
+                embedding_key=embedding_key(checkpoint),
+                embedding_width=embedding_width(checkpoint),
+                ctm_top_k=settings.ctm_top_k,
+                precision=settings.precision,
+                max_tokens=settings.max_length,
             ),
             label_ids=tuple(label.term_id for label in self.labels),
             scoring_key=self.scoring_key,

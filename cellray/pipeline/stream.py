@@ -26,7 +26,7 @@ from cellray.cluster import Resources
 from cellray.errors import CellRayError, EncodeError, ReadError, SettingError, WriteError, boundary, one_line
 from cellray.ingest import DatasetPlan, read_shard
 from cellray.pipeline.order import Scoring
-from cellray.tokenize import rank_tokens
+from cellray.tokenize.tokenizers import Tokenizer
 
 _READ_CPUS = 0.5
 _WRITE_CPUS = 0.25
@@ -97,7 +97,6 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    genes = ray.put((scoring.tokens, scoring.medians))
     shards = (
         ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units))
         .map_batches(
@@ -107,9 +106,8 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
             num_cpus=_READ_CPUS,
             fn_kwargs={
                 "plans": [ray.put(plan) for plan in plans],
-                "genes": genes,
+                "tokenizer": ray.put(scoring.tokenizer),
                 "min_genes": scoring.min_genes,
-                "max_genes": scoring.max_genes,
             },
         )
         .map_batches(
@@ -119,7 +117,7 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
             compute=ActorPoolStrategy(size=pool.size),
-            fn_constructor_args=(scoring.model, scoring.texts, scoring.alpha, scoring.batch_tokens, pool.threads),
+            fn_constructor_args=(scoring, pool.threads),
         )
         .map_batches(
             _write,  # type: ignore[arg-type]
@@ -133,48 +131,55 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
         yield Receipt(**row)
 
 
-def token_shard(
-    plan: DatasetPlan, start: int, stop: int, *, tokens: np.ndarray, medians: np.ndarray, min_genes: int, max_genes: int
-) -> pa.Table:
+def token_shard(plan: DatasetPlan, start: int, stop: int, *, tokenizer: Tokenizer, min_genes: int) -> pa.Table:
     """Read, judge and tokenise cells ``start`` to ``stop``; returns ``schema.token_shard()``."""
-    shard = read_shard(plan, start, stop, min_genes=min_genes, n_slots=len(tokens))
-    flat, offsets = rank_tokens(shard.counts, shard.n_counts, tokens, medians, max_genes)
+    shard = read_shard(plan, start, stop, min_genes=min_genes, n_slots=len(tokenizer.tokens))
+    present = np.unique(plan.slots[plan.slots >= 0])
+    tokens = tokenizer(shard.counts, shard.n_counts, shard.cell_ids, present)
     columns = [
         pa.array(np.arange(start, stop)),
         pa.array(shard.cell_ids, pa.string()),
         pa.array(shard.n_counts),
         pa.array(shard.n_genes),
         pa.array(shard.reject_codes, pa.string()),
-        pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat)),
+        *tokens.values(),
     ]
-    return pa.table(columns, schema=schema.token_shard())
+    return pa.table(columns, schema=schema.token_shard(binned=tokenizer.binned))
 
 
-def _read(batch: pa.Table, *, plans: list[Any], genes: Any, min_genes: int, max_genes: int) -> pa.Table:
+def _read(batch: pa.Table, *, plans: list[Any], tokenizer: Any, min_genes: int) -> pa.Table:
     def work(unit: dict[str, Any]) -> pa.Table:
         plan: DatasetPlan = ray.get(plans[unit["dataset"]])
-        tokens, medians = ray.get(genes)
-        limits = {"min_genes": min_genes, "max_genes": max_genes}
-        return token_shard(plan, unit["start"], unit["stop"], tokens=tokens, medians=medians, **limits)
+        known: Tokenizer = ray.get(tokenizer)
+        return token_shard(plan, unit["start"], unit["stop"], tokenizer=known, min_genes=min_genes)
 
     return _stage(batch, "read_s", ReadError, work)
 
 
 class Encoder:
-    """The actor: a scorer that lives as long as the pool."""
+    """The actor: an encoder that lives as long as the pool."""
 
-    def __init__(self, model: str, texts: Sequence[str], alpha: float, batch_tokens: int, threads: int) -> None:
+    def __init__(self, scoring: Scoring, threads: int) -> None:
         import torch
 
-        from cellray.encode.langcell import LangCellScorer
+        from cellray.encode import open_encoder
         from cellray.models import checkpoints
 
         torch.set_num_threads(threads)
-        self.scorer = LangCellScorer(checkpoints.load(model), list(texts), alpha=alpha, batch_tokens=batch_tokens)
+        self.encoder = open_encoder(
+            checkpoints.load(scoring.model),
+            scoring.texts,
+            scoring=bool(scoring.labels),
+            alpha=scoring.alpha,
+            ctm_top_k=scoring.ctm_top_k,
+            max_tokens=scoring.max_tokens,
+            batch_tokens=scoring.batch_tokens,
+            dtype=None if scoring.precision == "auto" else getattr(torch, scoring.precision),
+        )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score the batch's one shard."""
-        return _stage(batch, "encode_s", EncodeError, lambda unit: self.scorer.score(_unpack(unit["cells"])))
+        return _stage(batch, "encode_s", EncodeError, lambda unit: self.encoder.score(_unpack(unit["cells"])))
 
 
 def _write(batch: pa.Table, *, labels: Sequence[str]) -> pa.Table:

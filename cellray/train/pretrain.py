@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cellray.models.bert import BertConfig
-from cellray.models.langcell import LangCell, LangCellConfig, pad_cells
+from cellray.models.langcell import LangCell, LangCellConfig
+from cellray.models.packed import Segments, places
 from cellray.train import losses
 from cellray.train.checkpoint import restore, save
 from cellray.train.config import PretrainConfig, Sizes
@@ -101,7 +102,9 @@ class Pretrainer(nn.Module):
         temperature = model.config.temperature
         relations = torch.from_numpy(batch.relations)
         with torch.set_grad_enabled(not matching_only):
-            cells, states, mask = model.encode_cells(torch.from_numpy(batch.ids))
+            there = batch.ids != model.config.cell.pad_token_id
+            packed = Segments.of(there.sum(axis=1).tolist())
+            cells, states = model.encode_cells(torch.from_numpy(batch.ids[there]), packed)
             texts = model.encode_texts(torch.from_numpy(self.given.text_ids[batch.texts]))
         pairs = [
             torch.from_numpy(batch.target),
@@ -110,7 +113,7 @@ class Pretrainer(nn.Module):
         if matching_only:
             pairs.append(losses.random_negatives(relations, generator))
         pair = torch.stack(pairs, 1)
-        logits = model.match(states, mask, texts.states[pair], texts.mask[pair])
+        logits = model.match(states, packed, texts.states[pair], texts.mask[pair])
         matching = losses.matching(logits, (relations == -1).any(1))
         if matching_only:
             return matching, {"matching": matching.detach()}
@@ -121,7 +124,9 @@ class Pretrainer(nn.Module):
         at = torch.from_numpy(batch.masked_at)
         embedding = model.cell_bert.embeddings.word_embeddings.weight
         genes = torch.from_numpy(batch.masked_genes)
-        parts["masked"] = losses.masked_genes(states[at[:, 0], at[:, 1]], genes, embedding, self.gene_bias)
+        parts["masked"] = losses.masked_genes(
+            states[packed.first[at[:, 0]] + at[:, 1]], genes, embedding, self.gene_bias
+        )
         total = parts["contrastive"] + config.ctm_weight * parts["matching"] + config.masked_weight * parts["masked"]
         return total, {name: value.detach() for name, value in parts.items()}
 
@@ -163,18 +168,19 @@ class Average(AveragedModel):
 def held_out_accuracy(model: LangCell, given: TrainingInput) -> float:
     """Share of labelled held-out cells whose most similar label text is their own (similarity branch, whole cells)."""
     corpus = given.corpus
-    rows = torch.from_numpy(np.flatnonzero(corpus.held_out & (corpus.label >= 0)))
+    rows = np.flatnonzero(corpus.held_out & (corpus.label >= 0))
     if not len(rows):
         return math.nan
-    flat, offsets = torch.from_numpy(corpus.flat.astype(np.int32)), torch.from_numpy(corpus.offsets)
     labels = torch.from_numpy(given.text_ids[: given.terms.n_labels])
+    right = 0
     with torch.inference_mode():
         texts = model.encode_texts(labels)
-        found = [
-            model.encode_cells(pad_cells(flat, offsets, part, model.config))[0] @ texts.embeddings.T
-            for part in rows.split(128)
-        ]
-    return float((torch.cat(found).argmax(1).numpy() == corpus.label[rows.numpy()]).mean())
+        for part in np.split(rows, range(128, len(rows), 128)):
+            index, lengths = places(corpus.offsets, part, model.config.max_tokens)
+            ids = np.where(index < 0, model.config.cls_token, corpus.flat[index]).astype(np.int64)
+            found = model.embed_cells(torch.from_numpy(ids), Segments.of(lengths)) @ texts.embeddings.T
+            right += int((found.argmax(1).numpy() == corpus.label[part]).sum())
+    return right / len(rows)
 
 
 def train_worker(loop: dict[str, TrainingInput]) -> None:

@@ -6,7 +6,7 @@ X is never touched. It writes into the file it is given only: a link in it that 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -18,19 +18,24 @@ from anndata.io import write_elem
 from cellray import schema, storage
 from cellray.errors import WriteError
 from cellray.write.legacy import modernise
-from cellray.write.scores import read_part
+from cellray.write.scores import part_width, read_part
+
+if TYPE_CHECKING:
+    from cellray.write.h5ad import Results
 
 
-def annotate(file: h5py.File, annotations_uri: str, part_uris: Sequence[str], uns: Mapping[str, Any]) -> None:
-    """Add the results to ``file``; parameters as in ``cellray.write.h5ad.Results``."""
+def annotate(file: h5py.File, results: "Results") -> None:
+    """Add the results to ``file``."""
     for name in ("obs", "obsm", "uns"):
         if name in file and not isinstance(file.get(name, getlink=True), h5py.HardLink):
             msg = f"{name!r} is a link out of the file and cannot be extended; copy the dataset with anndata first"
             raise WriteError(msg)
     modernise(file)
-    n_cells = _add_columns(file["obs"], annotations_uri)
-    _add_embedding(_mapping(file, "obsm"), part_uris, n_cells)
-    write_elem(_mapping(file, "uns"), schema.UNS_KEY, _record(uns))
+    n_cells = _length(file["obs"][file["obs"].attrs["_index"]])
+    if results.annotations_uri is not None:
+        _add_columns(file["obs"], results.annotations_uri, n_cells)
+    _add_embedding(_mapping(file, "obsm"), results.embedding_key, results.part_uris, n_cells)
+    write_elem(_mapping(file, "uns"), schema.UNS_KEY, _record(results.uns))
 
 
 def _mapping(file: h5py.File, name: str) -> h5py.Group:
@@ -39,13 +44,12 @@ def _mapping(file: h5py.File, name: str) -> h5py.Group:
     return file[name]
 
 
-def _add_columns(obs: h5py.Group, annotations_uri: str) -> int:
-    """Replace all columns of ours in ``obs``; return the number of cells."""
+def _add_columns(obs: h5py.Group, annotations_uri: str, n_obs: int) -> None:
+    """Replace all columns of ours in ``obs``."""
     index = obs.attrs["_index"]
     kept = [name for name in obs.attrs["column-order"] if not name.startswith(schema.OBS_PREFIX)]
     for name in [name for name in obs if name.startswith(schema.OBS_PREFIX) and name != index]:
         del obs[name]
-    n_obs = _length(obs[index])
     with storage.open_read(annotations_uri) as stream:
         table = pq.ParquetFile(stream, read_dictionary=list(schema.OBS_COLUMNS))
         if table.metadata.num_rows != n_obs:
@@ -55,7 +59,6 @@ def _add_columns(obs: h5py.Group, annotations_uri: str) -> int:
             write_elem(obs, schema.OBS_PREFIX + name, _column(table.read([name])[name]))
     order = [*kept, *(schema.OBS_PREFIX + name for name in schema.OBS_COLUMNS)]
     obs.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
-    return n_obs
 
 
 def _length(element: h5py.Dataset | h5py.Group) -> int:
@@ -73,11 +76,12 @@ def _column(column: pa.ChunkedArray) -> Any:
     return categorical.reorder_categories(sorted(categorical.categories))
 
 
-def _add_embedding(obsm: h5py.Group, part_uris: Sequence[str], n_cells: int) -> None:
+def _add_embedding(obsm: h5py.Group, key: str, part_uris: Sequence[str], n_cells: int) -> None:
     """Copy the embeddings part by part."""
-    if schema.OBSM_LANGCELL in obsm:
-        del obsm[schema.OBSM_LANGCELL]
-    embedding = obsm.create_dataset(schema.OBSM_LANGCELL, (n_cells, schema.EMBEDDING_DIM), np.float32)
+    if key in obsm:
+        del obsm[key]
+    width = part_width(part_uris[0]) if part_uris else 0
+    embedding = obsm.create_dataset(key, (n_cells, width), np.float32)
     embedding.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     n_rows = 0
     for uri in part_uris:
@@ -87,8 +91,8 @@ def _add_embedding(obsm: h5py.Group, part_uris: Sequence[str], n_cells: int) -> 
             msg = f"part file {uri} does not hold {part.num_rows} of {n_cells} cells from row {n_rows} on in order"
             raise WriteError(msg)
         scored = part[schema.EMBEDDING].is_valid().to_numpy()
-        block = np.full((part.num_rows, schema.EMBEDDING_DIM), np.nan, np.float32)
-        block[scored] = pc.list_flatten(part[schema.EMBEDDING]).to_numpy().reshape(-1, schema.EMBEDDING_DIM)
+        block = np.full((part.num_rows, width), np.nan, np.float32)
+        block[scored] = pc.list_flatten(part[schema.EMBEDDING]).to_numpy().reshape(-1, width)
         embedding[n_rows:stop] = block
         n_rows = stop
     if n_rows != n_cells:

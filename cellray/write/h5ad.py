@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import scipy.sparse as sp
 
-from cellray import storage
+from cellray import schema, storage
 from cellray.errors import WriteError, boundary
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ _EMPTY_GROUPS: Final = ("layers", "obsm", "obsp", "uns", "varm", "varp")
 class Results:
     """What a run found out about one dataset."""
 
-    annotations_uri: str
-    """File written by ``write_annotations``."""
+    annotations_uri: str | None
+    """File written by ``write_annotations``; None of a run that embeds only."""
     part_uris: Sequence[str]
     """Files written by ``write_part``, in row order."""
     uns: Mapping[str, Any]
     """Record of the run: strings, numbers, lists of one kind and mappings of these; None is left out."""
+    embedding_key: str = schema.OBSM_LANGCELL
+    """Where in ``obsm`` the embedding goes."""
 
 
 def annotate_h5ad(source_uri: str, out_uri: str, results: Results) -> None:
@@ -115,4 +117,4 @@ def _publish(out_uri: str, fill: Callable[[Path], None], results: Results) -> No
     with boundary(WriteError, f"annotated copy {out_uri}"), storage.writing(out_uri) as path:
         fill(path)
         with open_hdf5(path, "r+") as file:
-            annotate(file, results.annotations_uri, results.part_uris, results.uns)
+            annotate(file, results)

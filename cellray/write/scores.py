@@ -34,9 +34,9 @@ def write_part(uri: str, table: pa.Table, labels: Sequence[str]) -> str:
     uri
         Where to; an existing file is replaced.
     table
-        Cells of one shard, ``schema.scores()``, in the input's order.
+        Cells of one shard, ``schema.scores(width)``, in the input's order; without labels ``schema.embeddings(width)``.
     labels
-        Names of the c labels, in the order of the probabilities.
+        Names of the c labels, in the order of the probabilities; none of a run that embeds only.
 
     Raises
     ------
@@ -70,17 +70,27 @@ def part_labels(uri: str) -> list[str]:
         return json.loads(pq.read_schema(file).metadata[_LABELS_KEY])
 
 
+def part_width(uri: str) -> int:
+    """Return the width of a part's embeddings."""
+    with boundary(ReadError, f"part file {uri}"), storage.open_read(uri) as file:
+        return pq.read_schema(file).field(schema.EMBEDDING).type.list_size
+
+
 def _check(uri: str, table: pa.Table, n_labels: int) -> None:
-    if not table.schema.equals(schema.scores()):
+    known = schema.EMBEDDING in table.schema.names
+    width = getattr(table.schema.field(schema.EMBEDDING).type, "list_size", 0) if known else 0
+    if not table.schema.equals(schema.scores(width) if n_labels else schema.embeddings(width)):
         msg = f"part file {uri}: columns are {table.schema.names} of other names or types than the scores schema"
         raise WriteError(msg)
     scored = table[schema.REJECT_CODE].is_null()
-    for name in (schema.PROBABILITIES, schema.EMBEDDING):
+    for name in (schema.PROBABILITIES, schema.EMBEDDING)[0 if n_labels else 1 :]:
         wrong = pc.equal(table[name].is_null(), scored)
         if pc.any(wrong).as_py():
             cell = table[schema.CELL_ID].filter(wrong)[0]
             msg = f"part file {uri}: cell {cell} must have {name} if and only if it is not rejected"
             raise WriteError(msg)
+    if not n_labels:
+        return
     lengths = pc.unique(pc.list_value_length(table[schema.PROBABILITIES]).drop_null()).to_pylist()
     if lengths not in ([], [n_labels]):
         msg = f"part file {uri}: probability lists of length {sorted(lengths)} for {n_labels} labels"

@@ -106,18 +106,29 @@ def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
     import torch
 
     from cellray.cluster import ray_session
-    from cellray.encode.langcell import LangCellScorer
+    from cellray.encode import open_encoder
+    from cellray.encode.open import embedding_key, tokenizer_of
     from cellray.pipeline.order import Scoring
     from cellray.pipeline.stream import Pool, Unit, stream, token_shard
 
     cells = write_cells(folder / "encode.h5ad", n_shards * _SHARD_CELLS, _GENES, 200)
     model = write_model(folder / "model", _GENES, hidden=64, layers=3, max_tokens=128)
-    checkpoint = checkpoints.load(str(model))
+    checkpoint = checkpoints.load_langcell(str(model))
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
     plan = inspect_dataset(find_sources([str(cells)])[0], genes)
     texts = tuple(label["text"] for label in checkpoint.labels)
     names = tuple(label["name"] for label in checkpoint.labels)
-    scoring = Scoring(str(model), genes.tokens, genes.medians, 127, names, texts, 0.2, 32768, 20)
+    scoring = Scoring(
+        model=str(model),
+        tokenizer=tokenizer_of(checkpoint),
+        labels=names,
+        texts=texts,
+        alpha=0.2,
+        batch_tokens=32768,
+        min_genes=20,
+        embedding_key=embedding_key(checkpoint),
+        embedding_width=256,
+    )
     units = [
         Unit(0, start, start + _SHARD_CELLS, str(folder / "parts" / f"part-{start}.parquet"))
         for start in range(0, plan.n_cells, _SHARD_CELLS)
@@ -132,17 +143,9 @@ def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
     streamed = (len(finished) - 1) * _SHARD_CELLS / (finished[-1] - finished[0])
 
     torch.set_num_threads(_ENCODER_THREADS)
-    scorer = LangCellScorer(checkpoint, list(texts), alpha=0.2)
+    scorer = open_encoder(checkpoint, texts, scoring=True, alpha=0.2)
     shards = [
-        token_shard(
-            plan,
-            unit.start,
-            unit.stop,
-            tokens=scoring.tokens,
-            medians=scoring.medians,
-            min_genes=scoring.min_genes,
-            max_genes=scoring.max_genes,
-        )
+        token_shard(plan, unit.start, unit.stop, tokenizer=scoring.tokenizer, min_genes=scoring.min_genes)
         for unit in units[:4]
     ]
     scorer.score(shards[0])

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from cellray import schema
-from cellray.encode.langcell import LangCellScorer
+from cellray.encode.langcell import LangCellEncoder
 from cellray.labels.candidates import prompt
 from cellray.labels.metrics import accuracy, macro_f1
 from cellray.labels.ontology import Ontology
@@ -29,7 +29,7 @@ METHODS: tuple[Method, ...] = ("majority", "average", "grit")
 
 def table(folder: Path, model: str = "mini", alpha: float = 0.2) -> list[dict[str, Any]]:
     """Return accuracy and macro-F1 of every method on every labelled dataset."""
-    ontology, checkpoint = Ontology(), checkpoints.load(model)
+    ontology, checkpoint = Ontology(), checkpoints.load_langcell(model)
     slots = {gene: slot for slot, gene in enumerate(checkpoint.genes[schema.ENSEMBL_ID].to_pylist())}
     rows = []
     for name in LABELLED:
@@ -38,7 +38,8 @@ def table(folder: Path, model: str = "mini", alpha: float = 0.2) -> list[dict[st
         kinds, truth = np.unique(cells.labels[labelled], return_inverse=True)
         texts = [prompt(ontology.name(term), ontology.definition(term)) for term in kinds]
         flat, offsets = tokenise(cells, slots, checkpoint.genes)
-        scores, _ = LangCellScorer(checkpoint, texts, alpha=alpha).score_tokens(flat, offsets, labelled)
+        encoder = LangCellEncoder(checkpoint, texts, alpha=alpha)
+        scores, _ = encoder.score_tokens({schema.TOKENS: flat}, offsets, labelled)
         counts = sparse.csr_matrix(cells.counts[labelled])
         row = {"dataset": name, "cells": len(labelled), "classes": len(kinds)}
         rows.append(row | _compared(scores.astype(np.float32), counts, truth))

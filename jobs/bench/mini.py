@@ -18,12 +18,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 
 from cellray import schema
-from cellray.encode.langcell import LangCellScorer
+from cellray.encode.langcell import LangCellEncoder
 from cellray.errors import CellRayError, one_line
 from cellray.labels.metrics import accuracy, macro_f1
 from cellray.labels.ontology import Ontology
 from cellray.models import checkpoints
-from cellray.models.checkpoints import Checkpoint
+from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.train.config import PretrainConfig, TrainingSet
 from cellray.train.prepare import Cells, read_cells, tokenise
 
@@ -62,7 +62,7 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one row a dataset and measure."""
     ontology = Ontology()
     config = PretrainConfig.read(given.config)
-    checkpoint = checkpoints.load(given.model)
+    checkpoint = checkpoints.load_langcell(given.model)
     sets = [read_cells(given.data, entry) for entry in config.sets]
     independent = read_cells(given.data, TrainingSet(file=given.independent, label_key=given.label_key))
     rows = []
@@ -96,12 +96,12 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def call(checkpoint: Checkpoint, cells: Cells, chosen: np.ndarray, alpha: float) -> list[str]:
+def call(checkpoint: LangCellCheckpoint, cells: Cells, chosen: np.ndarray, alpha: float) -> list[str]:
     """Label ids that the model gives to the chosen cells, out of its own label set."""
     slots = {gene: slot for slot, gene in enumerate(checkpoint.genes[schema.ENSEMBL_ID].to_pylist())}
     flat, offsets = tokenise(cells, slots, checkpoint.genes)
-    scorer = LangCellScorer(checkpoint, [label["text"] for label in checkpoint.labels], alpha=alpha)
-    probabilities, _ = scorer.score_tokens(flat, offsets, np.flatnonzero(chosen))
+    encoder = LangCellEncoder(checkpoint, [label["text"] for label in checkpoint.labels], alpha=alpha)
+    probabilities, _ = encoder.score_tokens({schema.TOKENS: flat}, offsets, np.flatnonzero(chosen))
     return [checkpoint.labels[best]["term_id"] for best in probabilities.argmax(1)]
 
 

@@ -17,8 +17,8 @@ from cellray import schema
 from cellray.labels.candidates import prompt
 from cellray.models import checkpoints
 from cellray.models.bert import BertConfig
-from cellray.models.checkpoints import Checkpoint
 from cellray.models.langcell import LangCell, LangCellConfig
+from cellray.models.langcell_folder import LangCellCheckpoint
 
 TYPES = {
     "B cell": "CL:0000236",
@@ -93,5 +93,5 @@ def write_model(
         {"name": name, "term_id": term, "text": text} for (name, term), text in zip(TYPES.items(), texts, strict=True)
     ]
     state = LangCell(config).state_dict()
-    checkpoints.save(folder, Checkpoint(folder.name, "", config, state, genes, symbols, tokenizer, labels))
+    checkpoints.save(folder, LangCellCheckpoint(folder.name, "", config, state, genes, symbols, tokenizer, labels))
     return folder

@@ -5,12 +5,12 @@ import pyarrow as pa
 import pytest
 
 from cellray import schema
-from cellray.encode.langcell import LangCellScorer
+from cellray.encode.langcell import LangCellEncoder
 
 
 @pytest.fixture(scope="module")
 def scorer(golden):
-    return LangCellScorer(golden.checkpoint, golden.texts, alpha=0.2)
+    return LangCellEncoder(golden.checkpoint, golden.texts, alpha=0.2)
 
 
 def shard(golden, rows, rejected=()):
@@ -54,9 +54,9 @@ def test_a_sliced_table_is_read_at_its_offset(golden, scorer):
 def test_neighbours_do_not_matter(golden, budget):
     flat, offsets = golden.tokens(2047)
     rows = np.random.default_rng(0).permutation(48)
-    alone = LangCellScorer(golden.checkpoint, golden.texts, alpha=0.2, batch_tokens=budget)
-    probabilities, embeddings = alone.score_tokens(flat, offsets, rows)
-    together = LangCellScorer(golden.checkpoint, golden.texts, alpha=0.2, batch_tokens=9000)
-    expected, expected_embeddings = together.score_tokens(flat, offsets, np.arange(48))
+    alone = LangCellEncoder(golden.checkpoint, golden.texts, alpha=0.2, batch_tokens=budget)
+    probabilities, embeddings = alone.score_tokens({"tokens": flat}, offsets, rows)
+    together = LangCellEncoder(golden.checkpoint, golden.texts, alpha=0.2, batch_tokens=9000)
+    expected, expected_embeddings = together.score_tokens({"tokens": flat}, offsets, np.arange(48))
     np.testing.assert_allclose(probabilities, expected[rows], atol=1e-5)
     np.testing.assert_allclose(embeddings, expected_embeddings[rows], atol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cellray.encode.langcell import LangCellScorer
+from cellray.encode.langcell import LangCellEncoder
 from cellray.errors import ModelError
 from cellray.models import checkpoints
 from cellray.models.official import read_official
@@ -32,8 +32,8 @@ def test_text_embeddings(golden):
 def test_scores(golden, alpha):
     expected = np.load(golden.folder / "expected" / "scores.npz")
     flat, offsets = golden.tokens(2047)
-    scorer = LangCellScorer(golden.checkpoint, golden.texts, alpha=alpha)
-    probabilities, embeddings = scorer.score_tokens(flat, offsets, np.arange(48))
+    scorer = LangCellEncoder(golden.checkpoint, golden.texts, alpha=alpha)
+    probabilities, embeddings = scorer.score_tokens({"tokens": flat}, offsets, np.arange(48))
     np.testing.assert_allclose(embeddings, expected["cell_embs"], atol=1e-5)
     np.testing.assert_allclose(probabilities, expected[f"mix_alpha_{alpha}"], atol=1e-4)
     if alpha:  # alone, the match probabilities saturate and their winner is rounding
@@ -43,8 +43,12 @@ def test_scores(golden, alpha):
 def test_similarity_and_matching_branches(golden):
     expected = np.load(golden.folder / "expected" / "scores.npz")
     flat, offsets = golden.tokens(2047)
-    similarity, _ = LangCellScorer(golden.checkpoint, golden.texts, alpha=1).score_tokens(flat, offsets, np.arange(48))
-    matching, _ = LangCellScorer(golden.checkpoint, golden.texts, alpha=0).score_tokens(flat, offsets, np.arange(48))
+    similarity, _ = LangCellEncoder(golden.checkpoint, golden.texts, alpha=1).score_tokens(
+        {"tokens": flat}, offsets, np.arange(48)
+    )
+    matching, _ = LangCellEncoder(golden.checkpoint, golden.texts, alpha=0).score_tokens(
+        {"tokens": flat}, offsets, np.arange(48)
+    )
     np.testing.assert_allclose(similarity, expected["sim_softmax"], atol=1e-4)
     np.testing.assert_allclose(matching, expected["ctm_softmax"], atol=1e-4)
 
@@ -157,5 +161,8 @@ def test_model_paths_that_are_none(golden, tmp_path):
     with pytest.raises(ModelError, match="convert-model"):
         checkpoints.load(str(golden.folder / "ckpt"))
     (tmp_path / "config.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(ModelError, match="format 'other', which is none of"):
+        checkpoints.load(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"format": "cellray-langcell"}))
     with pytest.raises(ModelError, match="is missing"):
         checkpoints.load(str(tmp_path))

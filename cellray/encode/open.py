@@ -1,0 +1,64 @@
+"""From a model folder to what works with it: its tokenizer, its encoder, and the name of its embeddings.
+
+Contract: the only place that tells one kind of model from another on the way from counts to scores.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from cellray import schema
+from cellray.encode.encoder import Encoder
+from cellray.encode.langcell import LangCellEncoder
+from cellray.encode.scgpt import ScGPTEncoder
+from cellray.models.checkpoints import Checkpoint
+from cellray.models.langcell_folder import LangCellCheckpoint
+from cellray.tokenize.tokenizers import BinTokenizer, RankTokenizer, Tokenizer
+
+
+def embedding_key(checkpoint: Checkpoint) -> str:
+    """Return the ``obsm`` key of the model's embeddings."""
+    return schema.OBSM_LANGCELL if isinstance(checkpoint, LangCellCheckpoint) else schema.OBSM_SCGPT
+
+
+def embedding_width(checkpoint: Checkpoint) -> int:
+    """Return the width of the model's embeddings."""
+    return schema.EMBEDDING_DIM if isinstance(checkpoint, LangCellCheckpoint) else checkpoint.config.hidden_size
+
+
+def tokenizer_of(checkpoint: Checkpoint, *, max_tokens: int | None = None, seed: int = 0) -> Tokenizer:
+    """Return the model's tokenizer; ``max_tokens`` (CLS included) overrides the model's, ``seed`` is of its draws."""
+    tokens = checkpoint.genes[schema.TOKEN].to_numpy()
+    longest = max_tokens or checkpoint.config.max_tokens
+    if isinstance(checkpoint, LangCellCheckpoint):
+        return RankTokenizer(tokens, checkpoint.genes[schema.MEDIAN].to_numpy(), longest - 1)
+    config = checkpoint.config
+    return BinTokenizer(tokens, config.n_bins, longest - 1, seed, config.normalise, config.zero_genes)
+
+
+def open_encoder(
+    checkpoint: Checkpoint,
+    texts: Sequence[str],
+    *,
+    scoring: bool,
+    alpha: float,
+    ctm_top_k: int | None = None,
+    max_tokens: int | None = None,
+    batch_tokens: int = 32768,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Encoder:
+    """Load the model; without ``scoring`` it only embeds. Parameters as in the encoders."""
+    if isinstance(checkpoint, LangCellCheckpoint):
+        return LangCellEncoder(
+            checkpoint,
+            texts if scoring else (),
+            alpha=alpha,
+            ctm_top_k=ctm_top_k,
+            batch_tokens=batch_tokens,
+            device=device,
+            dtype=dtype,
+        )
+    return ScGPTEncoder(
+        checkpoint, classify=scoring, max_tokens=max_tokens, batch_tokens=batch_tokens, device=device, dtype=dtype
+    )

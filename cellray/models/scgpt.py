@@ -1,0 +1,190 @@
+"""scGPT: a transformer over the binned expression of a cell's genes, in evaluation mode.
+
+Contract: the numbers of the official code (Cui et al. 2024, repository bowang-lab/scGPT, version 0.2.5) in float32. It
+works on packed token ids and bin numbers, CLS first in every cell; genes are a set, their order does not matter. It
+knows neither gene names, counts, labels nor files, and it neither bins nor batches. The decoders of pre-training are
+not here.
+
+Beyond the official code, with the same numbers: cells are packed instead of padded, and the last layer is computed for
+the CLS rows alone, the only ones that are read.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cellray.models.packed import Segments, attention
+
+NORMALISATIONS = ("none", "total", "log1p")
+
+_MAX_VALUE = 512.0  # the value encoder clamps above, not below: padding's -2 is a value of its own
+
+
+@dataclass(frozen=True)
+class ScGPTConfig:
+    """Sizes, special ids and values.
+
+    Attributes
+    ----------
+    vocab_size, hidden_size, num_layers, num_heads, ffn_size
+        ``len(vocab)``, ``embsize``, ``nlayers``, ``nheads`` and ``d_hid`` of the official ``args.json``.
+    cls_token
+        Id of ``<cls>``.
+    pad_value
+        Value of padding, and of the CLS row when cells are embedded (upstream's ``embed_data``); when they are
+        classified it is 0 (upstream's fine-tuning).
+    n_bins
+        Bins of expression, that of zeros included.
+    max_tokens
+        Longest cell, CLS included.
+    zero_genes
+        Whether genes without counts are tokens (value 0).
+    normalise
+        What counts go through before binning: ``none``, ``total`` (1e4 a cell) or ``log1p`` (of that).
+    n_classes, class_layers
+        Width of the classification head, 0 without one, and its linear layers.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    ffn_size: int
+    cls_token: int
+    pad_value: float = -2.0
+    n_bins: int = 51
+    max_tokens: int = 1200
+    zero_genes: bool = False
+    normalise: str = "none"
+    n_classes: int = 0
+    class_layers: int = 3
+
+
+class GeneEncoder(nn.Module):
+    """Gene ids to normalised vectors."""
+
+    def __init__(self, config: ScGPTConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.enc_norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embed (t,) ids to (t, hidden)."""
+        return self.enc_norm(self.embedding(ids))
+
+
+class ValueEncoder(nn.Module):
+    """Expression values to normalised vectors."""
+
+    def __init__(self, config: ScGPTConfig) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(1, config.hidden_size)
+        self.linear2 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Embed (t,) values to (t, hidden); there are few different ones, and each is computed once."""
+        different, which = values.unique(return_inverse=True)
+        known = different.clamp(max=_MAX_VALUE)[:, None].to(self.linear1.weight.dtype)
+        return self.norm(self.linear2(F.relu(self.linear1(known))))[which]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; queries, keys and values are one projection."""
+
+    def __init__(self, config: ScGPTConfig) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.heads = config.num_heads
+
+    def forward(self, states: Tensor, cells: Segments, read: Tensor | None) -> Tensor:
+        """Mix (t, hidden) states within cells; ``read`` names the one row of every cell that is wanted, None all."""
+        width = states.shape[1]
+        if read is None:
+            query, key, value = self.in_proj(states).split(width, dim=1)
+            return self.out_proj(attention(query, key, value, cells, cells, self.heads))
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        query = F.linear(states[read], weight[:width], bias[:width])
+        key, value = F.linear(states, weight[width:], bias[width:]).split(width, dim=1)
+        return self.out_proj(attention(query, key, value, cells.of_one(), cells, self.heads))
+
+
+class Layer(nn.Module):
+    """Post-norm transformer layer."""
+
+    def __init__(self, config: ScGPTConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.linear1 = nn.Linear(config.hidden_size, config.ffn_size)
+        self.linear2 = nn.Linear(config.ffn_size, config.hidden_size)
+        self.norm1 = nn.LayerNorm(config.hidden_size)
+        self.norm2 = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, states: Tensor, cells: Segments, read: Tensor | None = None) -> Tensor:
+        """Apply the layer to (t, hidden) states, or to the rows ``read`` of them."""
+        mixed = self.self_attn(states, cells, read)
+        states = self.norm1((states if read is None else states[read]) + mixed)
+        return self.norm2(states + self.linear2(F.relu(self.linear1(states))))
+
+
+class ClassHead(nn.Module):
+    """Linear, ReLU, LayerNorm, as often as there are layers but one, then a linear map to classes."""
+
+    def __init__(self, config: ScGPTConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        blocks: list[nn.Module] = []
+        for _ in range(config.class_layers - 1):
+            blocks += [nn.Linear(width, width), nn.ReLU(), nn.LayerNorm(width)]
+        self._decoder = nn.ModuleList(blocks)
+        self.out_layer = nn.Linear(width, config.n_classes)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map (b, hidden) CLS states to (b, classes) logits."""
+        for block in self._decoder:
+            states = block(states)
+        return self.out_layer(states)
+
+
+class ScGPT(nn.Module):
+    """The modules that inference needs, under their official names but for ``self_attn.in_proj``."""
+
+    def __init__(self, config: ScGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = GeneEncoder(config)
+        self.value_encoder = ValueEncoder(config)
+        self.transformer_encoder = nn.ModuleDict(
+            {"layers": nn.ModuleList(Layer(config) for _ in range(config.num_layers))}
+        )
+        if config.n_classes:
+            self.cls_decoder = ClassHead(config)
+
+    def encode_cells(self, ids: Tensor, values: Tensor, cells: Segments) -> Tensor:
+        """Encode packed cells.
+
+        Parameters
+        ----------
+        ids, values
+            (t,) int64 gene ids and float32 bins, CLS first in every cell.
+        cells
+            The n cells.
+
+        Returns
+        -------
+        Tensor
+            (n, hidden) CLS states, not normalised.
+        """
+        states = self.encoder(ids) + self.value_encoder(values)
+        *layers, last = cast("list[Layer]", self.transformer_encoder["layers"])
+        for layer in layers:
+            states = layer(states, cells)
+        return last(states, cells, cells.first)
+
+    def classify(self, states: Tensor) -> Tensor:
+        """Class probabilities (n, classes) of CLS states."""
+        return torch.softmax(self.cls_decoder(states).float(), dim=-1)

@@ -1,0 +1,62 @@
+"""What model folders of every kind share: checked tensors, and a digest that names the content.
+
+Contract: tensors fit the model exactly and hold numbers only, or it is a ``ValueError`` that names the tensor.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+State = dict[str, torch.Tensor]
+
+
+def check_state(state: State, build: Callable[[], nn.Module], hint: str = "") -> None:
+    """Raise ``ValueError`` on a missing, extra, misshapen or non-finite tensor.
+
+    Parameters
+    ----------
+    state
+        Tensors by name.
+    build
+        Makes the model that they are for.
+    hint
+        Added to the message when tensors are missing.
+    """
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or extra:
+        parts = [
+            f"{len(names)} {what} (first: {names[0]!r})"
+            for what, names in (("missing", missing), ("extra", extra))
+            if names
+        ]
+        msg = f"tensors do not fit the configuration: {', '.join(parts)}{hint if missing else ''}"
+        raise ValueError(msg)
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            msg = f"tensor {name!r} has shape {tuple(state[name].shape)}, the configuration asks for {shape}"
+            raise ValueError(msg)
+        if not bool(torch.isfinite(state[name].float()).all()):
+            msg = f"tensor {name!r} holds NaN or infinity"
+            raise ValueError(msg)
+
+
+def loaded(build: Callable[[], nn.Module], state: State, device: str, dtype: torch.dtype) -> nn.Module:
+    """Return the model with ``state`` in ``dtype``, in evaluation mode on ``device``."""
+    with torch.device("meta"):
+        model = build()
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
+    return model.to(device).eval()
+
+
+def digest(folder: Path, files: Sequence[str]) -> str:
+    """Return the SHA-256 over the names and contents of ``files``."""
+    found = hashlib.sha256()
+    for name in files:
+        with (folder / name).open("rb") as file:
+            found.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return found.hexdigest()

@@ -60,3 +60,33 @@ def test_neighbours_do_not_matter(golden, budget):
     expected, expected_embeddings = together.score_tokens({"tokens": flat}, offsets, np.arange(48))
     np.testing.assert_allclose(probabilities, expected[rows], atol=1e-5)
     np.testing.assert_allclose(embeddings, expected_embeddings[rows], atol=1e-5)
+
+
+def test_fewer_labels_matched(golden):
+    flat, offsets = golden.tokens(2047)
+    rows = np.arange(48)
+    all_labels, _ = LangCellEncoder(golden.checkpoint, golden.texts, alpha=0.2).score_tokens(
+        {"tokens": flat}, offsets, rows
+    )
+    same, some = (
+        LangCellEncoder(golden.checkpoint, golden.texts, alpha=0.2, ctm_top_k=top).score_tokens(
+            {"tokens": flat}, offsets, rows
+        )[0]
+        for top in (6, 2)
+    )
+    np.testing.assert_allclose(same, all_labels, atol=1e-6)
+    np.testing.assert_allclose(some.sum(axis=1), 1, atol=1e-5)
+    similarity, _ = LangCellEncoder(golden.checkpoint, golden.texts, alpha=1).score_tokens(
+        {"tokens": flat}, offsets, rows
+    )
+    left_out = similarity.argsort(axis=1)[:, :-2]
+    np.testing.assert_allclose(
+        np.take_along_axis(some, left_out, 1), 0.2 * np.take_along_axis(similarity, left_out, 1), atol=1e-6
+    )
+
+
+def test_embedding_alone(golden):
+    flat, offsets = golden.tokens(2047)
+    _, embeddings = LangCellEncoder(golden.checkpoint).score_tokens({"tokens": flat}, offsets, np.arange(48))
+    expected = np.load(golden.folder / "expected" / "scores.npz")["cell_embs"]
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from cellray import schema
 from cellray.models.bert import BertConfig
 from cellray.models.langcell import LangCell, LangCellConfig
-from cellray.models.state import State, check_state, loaded
+from cellray.models.state import State, check_state, loaded, read_table
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class LangCellCheckpoint:
         config = LangCellConfig(cell=cell, text=text, **{name: raw[name] for name in own})
         state = load_file(folder / "model.safetensors")
         check(state, config)
-        genes = pq.read_table(folder / "genes.parquet").cast(schema.genes())
+        genes = read_table(folder / "genes.parquet", schema.genes())
         _check_genes(genes, config)
-        symbols = pq.read_table(folder / "symbols.parquet").cast(schema.symbols())
+        symbols = read_table(folder / "symbols.parquet", schema.symbols())
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         return cls(str(raw["name"]), digest, config, state, genes, symbols, tokenizer, labels)
 
@@ -75,7 +75,12 @@ class LangCellCheckpoint:
 
 
 def check(state: State, config: LangCellConfig) -> None:
-    """Raise ``ValueError`` if ``state`` does not fit ``config``."""
+    """Raise ``ValueError`` if ``state`` does not fit ``config``, or ``config`` itself."""
+    if config.max_tokens > config.cell.max_position_embeddings:
+        msg = (
+            f"max_tokens {config.max_tokens} is more than the {config.cell.max_position_embeddings} positions there are"
+        )
+        raise ValueError(msg)
     plain = not any("crossattention" in name for name in state)
     hint = "; a text encoder saved as a plain Hugging Face BertModel is not LangCell's" if plain else ""
     check_state(state, lambda: LangCell(config), hint)

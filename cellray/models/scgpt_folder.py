@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from cellray import schema
 from cellray.models.scgpt import NORMALISATIONS, ScGPT, ScGPTConfig
-from cellray.models.state import State, check_state, loaded
+from cellray.models.state import State, check_state, loaded, read_table
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ScGPTCheckpoint:
         """Read and check ``folder``, whose ``config.json`` holds ``raw``; what is wrong is a ``ValueError``."""
         config = ScGPTConfig(**{field.name: raw[field.name] for field in fields(ScGPTConfig)})
         state = load_file(folder / "model.safetensors")
-        genes = pq.read_table(folder / "genes.parquet").cast(schema.symbol_tokens())
+        genes = read_table(folder / "genes.parquet", schema.symbol_tokens())
         check(state, config, genes, labels)
         return cls(str(raw["name"]), digest, config, state, genes, labels)
 

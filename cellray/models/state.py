@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -51,6 +53,15 @@ def loaded(build: Callable[[], nn.Module], state: State, device: str, dtype: tor
         model = build()
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     return model.to(device).eval()
+
+
+def read_table(path: Path, expected: pa.Schema) -> pa.Table:
+    """Read a table of a model folder; other columns than ``expected`` are a ``ValueError`` that names the file."""
+    table = pq.read_table(path)
+    if table.schema.names != expected.names:
+        msg = f"{path.name} has columns {table.schema.names}, this kind of model needs {expected.names}"
+        raise ValueError(msg)
+    return table.cast(expected)
 
 
 def digest(folder: Path, files: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ class Neighbours:
     indices
         (n, k) int32, a cell's neighbours in no promised order; -1 where there are fewer.
     search
-        ``exact``, ``inverted lists`` or ``none``.
+        ``exact``, ``nearby lists`` or ``none``.
     recall
         Share of the true neighbours of a sample of cells that was found.
     order
@@ -79,7 +79,7 @@ def nearest(
     kinds = np.unique(batches)
     share = max(1, k // len(kinds))
     parts = [_among(points, np.flatnonzero(batches == kind), share, seed, exact_cells) for kind in kinds]
-    search = "exact" if all(part.search == "exact" for part in parts) else "inverted lists"
+    search = "exact" if all(part.search == "exact" for part in parts) else "nearby lists"
     indices = np.concatenate([part.indices for part in parts], axis=1)
     return Neighbours(indices, search, min(part.recall for part in parts))
 
@@ -132,7 +132,7 @@ def _among(points: np.ndarray, some: np.ndarray, k: int, seed: int, exact_cells:
     sample = np.sort(np.random.default_rng(seed).choice(len(points), min(_SAMPLE, len(points)), replace=False))
     recall = lists.reach_for(points[sample], nearest_of_all(points[sample], base, wanted), RECALL)
     order = lists.chain() if len(some) == len(points) else None
-    return Neighbours(_without_self(some, lists.search(points, wanted), k), "inverted lists", recall, order)
+    return Neighbours(_without_self(some, lists.search(points, wanted), k), "nearby lists", recall, order)
 
 
 def _without_self(some: np.ndarray, found: np.ndarray, k: int) -> np.ndarray:

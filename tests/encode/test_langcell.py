@@ -3,9 +3,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from cellray import schema
 from cellray.encode.langcell import LangCellEncoder
+from jobs.bench import official
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,22 @@ def test_embedding_alone(golden):
     _, embeddings = LangCellEncoder(golden.checkpoint).score_tokens({"tokens": flat}, offsets, np.arange(48))
     expected = np.load(golden.folder / "expected" / "scores.npz")["cell_embs"]
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+
+
+def test_the_benchmark_measures_against_the_same_numbers(golden):
+    expected = np.load(golden.folder / "expected" / "scores.npz")
+    flat, offsets = golden.tokens(2047)
+    model = golden.checkpoint.build()
+    cls = np.array([golden.checkpoint.config.cls_token])
+    cells = [
+        torch.from_numpy(np.concatenate([cls, flat[offsets[row] : offsets[row + 1]]]).astype(np.int64))
+        for row in range(8)
+    ]
+    text_ids = golden.checkpoint.text_ids(golden.texts)
+    with torch.inference_mode():
+        embeddings, states, mask = official.langcell_cells(model, official.padded(cells, 0))
+        match = torch.stack([official.langcell_match(model, states, mask, text) for text in text_ids], 1)
+        texts = official.langcell_text(model, text_ids)
+    np.testing.assert_allclose(embeddings, expected["cell_embs"][:8], atol=1e-5)
+    np.testing.assert_allclose(match, expected["ctm_match_prob"][:8], atol=1e-4)
+    np.testing.assert_allclose(texts, np.load(golden.folder / "expected" / "text.npz")["text_embs"], atol=1e-5)

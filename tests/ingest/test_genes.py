@@ -39,3 +39,13 @@ def test_duplicate_ensembl_id_in_the_model_is_an_error(genes):
     table = pa.table({"ensembl_id": ["E1", "E2", "E1"], "token": [1, 2, 3], "median": [1.0, 1.0, 1.0]})
     with pytest.raises(ModelError, match="'E1'"):
         GeneIndex(table.cast(schema.genes()), schema.symbols().empty_table())
+
+
+def test_genes_known_by_symbol():
+    table = pa.table([["MS4A1", "CD3E"], [7, 9]], schema=schema.symbol_tokens())
+    index = GeneIndex(table, schema.symbols().empty_table())
+    match = index.match(["CD3E", "ENSG00000198851", "MS4A1"])
+    assert (match.kind, match.slots.tolist(), index.n_genes) == ("symbol", [1, -1, 0], 2)
+    twice = pa.table([["MS4A1", "MS4A1"], [7, 9]], schema=schema.symbol_tokens())
+    with pytest.raises(ModelError, match="'MS4A1' is there more than once"):
+        GeneIndex(twice, schema.symbols().empty_table())

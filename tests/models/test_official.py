@@ -166,3 +166,11 @@ def test_model_paths_that_are_none(golden, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"format": "cellray-langcell"}))
     with pytest.raises(ModelError, match="is missing"):
         checkpoints.load(str(tmp_path))
+
+
+def test_more_tokens_than_positions(golden, tmp_path):
+    checkpoints.save(tmp_path / "model", golden.checkpoint)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "max_tokens": 3000}))
+    with pytest.raises(ModelError, match="max_tokens 3000 is more than the 2048 positions"):
+        checkpoints.load(str(tmp_path / "model"))

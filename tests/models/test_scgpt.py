@@ -142,3 +142,29 @@ def test_missing_files(official):
         checkpoints.load(str(official))
     with pytest.raises(ModelError, match=r"args\.json"):
         read_official_scgpt(official.parent)
+
+
+def test_a_folder_of_the_other_kind(folder, golden, tmp_path):
+    checkpoints.save(tmp_path / "scgpt", read_official_scgpt(folder / "ckpt"))
+    with pytest.raises(ModelError, match="'cellray-scgpt'; this needs 'cellray-langcell'"):
+        checkpoints.load_langcell(str(tmp_path / "scgpt"))
+    checkpoints.save(tmp_path / "langcell", golden.checkpoint)
+    (tmp_path / "langcell" / "config.json").write_bytes((tmp_path / "scgpt" / "config.json").read_bytes())
+    with pytest.raises(ModelError, match=r"genes\.parquet has columns"):
+        checkpoints.load(str(tmp_path / "langcell"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n_bins": 2}, "n_bins is 2"),
+        ({"normalise": "sqrt"}, "normalise 'sqrt' is not one of"),
+        ({"n_classes": 7}, "shape"),
+        ({"num_heads": 3}, "does not divide"),
+    ],
+)
+def test_a_folder_with_settings_that_cannot_be(folder, tmp_path, change, said):
+    checkpoints.save(tmp_path / "model", read_official_scgpt(folder / "finetuned"))
+    edit(tmp_path / "model" / "config.json", lambda config: config.update(change))
+    with pytest.raises(ModelError, match=said):
+        checkpoints.load(str(tmp_path / "model"))

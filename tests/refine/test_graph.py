@@ -62,7 +62,7 @@ def many():
 
 def test_the_approximate_search_is_near_the_exact_one_and_repeats_itself(many):
     found = nearest(many, 15)
-    assert found.search == "inverted lists"
+    assert found.search == "nearby lists"
     assert found.recall >= 0.99
     np.testing.assert_array_equal(found.indices, nearest(many, 15).indices)
     assert (found.indices != np.arange(len(many))[:, None]).all()

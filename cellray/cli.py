@@ -35,7 +35,7 @@ _GeneKey = Annotated[str | None, typer.Option(help="var column with gene ids or 
 _MinGenes = Annotated[int, typer.Option(help="a cell with fewer known genes is rejected")]
 _ShardCells = Annotated[int, typer.Option(help="cells of one unit of work")]
 _Encoders = Annotated[int | None, typer.Option(help="encoder actors; default one a GPU, else one for four CPUs")]
-_Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 on a GPU")]
+_Precision = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: float16 on a GPU")]
 _Lam = Annotated[str, typer.Option(help="GRIT's smoothing strength: a number, or gcv or loo to choose one")]
 _K = Annotated[int, typer.Option(help="neighbours of a cell in the graph")]
 _NPcs = Annotated[int, typer.Option(help="principal components that neighbours are searched in")]

@@ -83,7 +83,7 @@ class AnnotateSettings(RefineSettings):
     task: Literal["annotate", "embed"] = "annotate"
     alpha: float = Field(default=0.2, ge=0, le=1)
     ctm_top_k: int | None = Field(default=None, ge=1, description="an approximation; None matches all labels")
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_length: int | None = Field(default=None, ge=2, description="longest cell, CLS included; None: the model's")
     seed: int = 0
     layer: str | None = None

@@ -27,7 +27,9 @@ class Encoder(ABC):
     Attributes
     ----------
     device, dtype
-        Where and in which precision it computes.
+        Where it computes, and in which precision products of large matrices are: weights, sums and the last steps stay
+        in float32. On a GPU float16 unless told otherwise: as quick as bfloat16, and its labels agree with those of
+        float32 where bfloat16 changes one in a thousand.
     batch_tokens
         Token budget of one forward pass.
     width
@@ -41,7 +43,7 @@ class Encoder(ABC):
 
     def __init__(self, *, batch_tokens: int, device: str | None, dtype: torch.dtype | None) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = dtype or (torch.bfloat16 if self.device.startswith("cuda") else torch.float32)
+        self.dtype = dtype or (torch.float16 if self.device.startswith("cuda") else torch.float32)
         self.batch_tokens = batch_tokens
 
     @abstractmethod
@@ -124,7 +126,8 @@ class Encoder(ABC):
         while len(left):
             batch = left[next(token_batches(cost[left], self.batch_tokens))]
             try:
-                numbers = self.encode(columns, offsets, rows[batch])
+                with torch.autocast(self.device.split(":")[0], self.dtype, enabled=self.dtype != torch.float32):
+                    numbers = self.encode(columns, offsets, rows[batch])
             except torch.cuda.OutOfMemoryError as error:
                 if len(batch) == 1:
                     msg = f"one cell of {cost[batch[0]]:,} tokens does not fit into the GPU's memory"

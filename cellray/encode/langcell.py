@@ -28,7 +28,7 @@ class LangCellEncoder(Encoder):
     ctm_top_k
         Labels that are matched, the most similar ones; None: all. An approximation.
     batch_tokens, device, dtype
-        As in ``Encoder``; by default a GPU in bfloat16 when there is one, else float32.
+        As in ``Encoder``.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class LangCellEncoder(Encoder):
         super().__init__(batch_tokens=batch_tokens, device=device, dtype=dtype)
         self.alpha, self.ctm_top_k = alpha, ctm_top_k
         self.width, self.n_labels = schema.EMBEDDING_DIM, len(texts)
-        self.model = checkpoint.build(self.device, self.dtype)
+        self.model = checkpoint.build(self.device)
         if texts:
             with torch.inference_mode():
                 self.texts = self.model.encode_texts(checkpoint.text_ids(list(texts)).to(self.device))

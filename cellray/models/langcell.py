@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cellray.models.bert import Bert, BertConfig
-from cellray.models.packed import Segments
+from cellray.models.packed import Segments, exact
 from cellray.schema import EMBEDDING_DIM
 
 
@@ -81,7 +81,8 @@ class LangCell(nn.Module):
         return self._embedded(self.cell_bert(ids, cells, first_only=True))
 
     def _embedded(self, first: Tensor) -> Tensor:
-        return F.normalize(self.cell_proj(first), dim=-1)
+        with exact(first):
+            return F.normalize(self.cell_proj(first.float()), dim=-1)
 
     def encode_texts(self, ids: Tensor) -> Texts:
         """Encode (k, t) int64 text ids, each ``[CLS] ... [SEP]`` and padded."""
@@ -91,7 +92,8 @@ class LangCell(nn.Module):
         final = first.feed_forward(states)
         for layer in self.text_bert.layers[1:]:
             final = layer.feed_forward(layer.attend(final, mask))
-        return Texts(mask, F.normalize(self.text_proj(final[:, 0]), dim=-1), states)
+        with exact(final):
+            return Texts(mask, F.normalize(self.text_proj(final[:, 0].float()), dim=-1), states)
 
     def match(self, states: Tensor, cells: Segments, text_states: Tensor, text_mask: Tensor) -> Tensor:
         """Cell-text matching: the two logits (no match, match) of every pair.
@@ -119,7 +121,8 @@ class LangCell(nn.Module):
             queries = Segments.of([k * mixed.shape[1]] * n, mixed.device)
             crossed = layer.crossattention.packed(mixed.reshape(-1, width), states, queries, cells)
             mixed = layer.feed_forward(crossed).reshape(n * k, -1, width)
-        return self.ctm_head(mixed[:, 0]).reshape(n, k, 2)
+        with exact(mixed):
+            return self.ctm_head(mixed[:, 0].float()).reshape(n, k, 2)
 
     def scores(
         self, ids: Tensor, cells: Segments, texts: Texts, alpha: float, top_k: int | None = None
@@ -145,10 +148,11 @@ class LangCell(nn.Module):
             pairs = torch.arange(n_labels, device=similarity.device).expand(len(similarity), -1)
         else:
             pairs = similarity.topk(top_k).indices
-        logits = self.match(states, cells, texts.states[pairs], texts.mask[pairs]).float()
+        logits = self.match(states, cells, texts.states[pairs], texts.mask[pairs])
         kept = logits.softmax(-1)[..., 1].softmax(-1)
         matching = torch.zeros_like(similarity).scatter(1, pairs, kept)
         return alpha * similarity.softmax(-1) + (1 - alpha) * matching, embeddings
 
     def _similarity(self, embeddings: Tensor, texts: Texts) -> Tensor:
-        return embeddings.float() @ texts.embeddings.float().T / self.config.temperature
+        with exact(embeddings):
+            return embeddings @ texts.embeddings.T / self.config.temperature

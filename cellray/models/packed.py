@@ -55,6 +55,11 @@ class Segments:
         return max(self.lengths, default=0)
 
 
+def exact(states: Tensor) -> torch.autocast:
+    """Return a context in which float32 stays float32: for the last steps, where labels are close to each other."""
+    return torch.autocast(states.device.type, enabled=False)
+
+
 def places(offsets: np.ndarray, rows: np.ndarray, longest: int) -> tuple[np.ndarray, list[int]]:
     """Say where the tokens of packed cells come from.
 

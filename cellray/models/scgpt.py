@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cellray.models.packed import Segments, attention
+from cellray.models.packed import Segments, attention, exact
 
 NORMALISATIONS = ("none", "total", "log1p")
 
@@ -88,7 +88,7 @@ class ValueEncoder(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Embed (t,) values to (t, hidden); there are few different ones, and each is computed once."""
         different, which = values.unique(return_inverse=True)
-        known = different.clamp(max=_MAX_VALUE)[:, None].to(self.linear1.weight.dtype)
+        known = different.clamp(max=_MAX_VALUE)[:, None]
         return self.norm(self.linear2(F.relu(self.linear1(known))))[which]
 
 
@@ -187,4 +187,5 @@ class ScGPT(nn.Module):
 
     def classify(self, states: Tensor) -> Tensor:
         """Class probabilities (n, classes) of CLS states."""
-        return torch.softmax(self.cls_decoder(states).float(), dim=-1)
+        with exact(states):
+            return torch.softmax(self.cls_decoder(states.float()), dim=-1)

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors.torch import load_file
 
 from cellray import schema
@@ -53,9 +52,9 @@ class ScGPTCheckpoint:
         """Write what only this kind of folder has."""
         pq.write_table(self.genes.cast(schema.symbol_tokens()), folder / "genes.parquet", compression="zstd")
 
-    def build(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ScGPT:
-        """Return the model in evaluation mode on ``device``."""
-        return cast("ScGPT", loaded(lambda: ScGPT(self.config), self.state, device, dtype))
+    def build(self, device: str = "cpu") -> ScGPT:
+        """Return the model in float32 and evaluation mode on ``device``."""
+        return cast("ScGPT", loaded(lambda: ScGPT(self.config), self.state, device))
 
 
 def check(state: State, config: ScGPTConfig, genes: pa.Table, labels: list[dict[str, str]]) -> None:

@@ -47,11 +47,11 @@ def check_state(state: State, build: Callable[[], nn.Module], hint: str = "") ->
             raise ValueError(msg)
 
 
-def loaded(build: Callable[[], nn.Module], state: State, device: str, dtype: torch.dtype) -> nn.Module:
-    """Return the model with ``state`` in ``dtype``, in evaluation mode on ``device``."""
+def loaded(build: Callable[[], nn.Module], state: State, device: str) -> nn.Module:
+    """Return the model with ``state`` in float32, in evaluation mode on ``device``."""
     with torch.device("meta"):
         model = build()
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.to(device).eval()
 
 

@@ -26,7 +26,7 @@ class Scoring:
     embedding_key: str
     embedding_width: int
     ctm_top_k: int | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_tokens: int | None = None
 
 

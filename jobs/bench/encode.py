@@ -13,6 +13,9 @@ in batches of 32 cells:
 ``binning_ratio``
     scGPT's bins against a loop of ``numpy.quantile`` and ``digitize`` over cells. Goal: 5.
 
+``label_agreement_float16``, ``label_agreement_bfloat16``
+    With ``--data``: share of real cells to which ``mini`` gives the label that it gives in float32. Goal: 0.999.
+
 Cells have the lengths of cells drawn from the labelled datasets of ``--data``, else of a log-normal distribution.
 
 ``--model langcell-12l|scgpt-12l --random-weights`` measures one encoder alone, on a GPU if there is one: cells and
@@ -53,8 +56,9 @@ from jobs.bench import official
 _BATCH = 32
 _LABELS, _WORDS = 8, 48
 _PASSES = 2
+_ALONE = 4096
 _GENES = 25_000
-_PEAK_FLOPS = 790e12  # dense bfloat16 of one H200, as reached by large products
+_PEAK_FLOPS = 790e12  # dense half precision of one H200, as reached by large products
 _DATASETS = ("pbmc_zheng2017_facs", "liver_he2020", "pancreas_baron2016_mini", "pbmc_kang2018_1267genes")
 
 
@@ -63,14 +67,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.encode", description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--data", type=Path, default=None, help="folder of real datasets, for the lengths of cells")
-    parser.add_argument("--only", choices=["langcell", "scgpt", "binning"], default=None)
-    parser.add_argument("--cells", type=int, default=_BATCH, help="cells of each comparison")
+    parser.add_argument("--only", choices=["langcell", "scgpt", "binning", "precision"], default=None)
+    parser.add_argument("--cells", type=int, default=None, help="cells of each comparison")
     parser.add_argument("--model", choices=["langcell-12l", "scgpt-12l"], default=None, help="measure one alone")
     parser.add_argument("--random-weights", action="store_true", help="with --model: there are no others here")
     given = parser.parse_args(arguments)
     if given.model and not given.random_weights:
         parser.error("--model names sizes without weights: add --random-weights")
-    lengths = natural_lengths(given.data, given.cells)
+    lengths = natural_lengths(
+        given.data, given.cells or (_ALONE if given.model and torch.cuda.is_available() else _BATCH)
+    )
     if given.model:
         found = alone(given.model, lengths)
     else:
@@ -80,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
             "scgpt": lambda: scgpt(lengths),
             "langcell": lambda: langcell(lengths),
         }
+        if given.data is not None:
+            parts["precision"] = lambda: agreement(given.data)
         for name, measure in parts.items():
             if given.only in (None, name):
                 found |= measure()
@@ -236,6 +244,27 @@ def binning(n_cells: int = 1000, n_genes: int = 16_000, genes_per_cell: int = 10
     _, theirs = clocked(loop)
     _, ours = clocked(lambda: bin_tokens(counts, names, tokens))
     return {"binning_ratio": theirs / ours, "binning_cells_per_s": n_cells / ours}
+
+
+def agreement(folder: Path) -> dict[str, float]:
+    """Compare the labels of half precision with those of float32 on every labelled dataset."""
+    from cellray.models import checkpoints
+    from cellray.train.config import TrainingSet
+    from cellray.train.prepare import read_cells, tokenise
+
+    checkpoint = checkpoints.load_langcell("mini")
+    texts = [label["text"] for label in checkpoint.labels]
+    slots = {gene: slot for slot, gene in enumerate(checkpoint.genes[schema.ENSEMBL_ID].to_pylist())}
+    calls: dict[torch.dtype, list[np.ndarray]] = {torch.float32: [], torch.float16: [], torch.bfloat16: []}
+    for name in _DATASETS:
+        flat, offsets = tokenise(read_cells(folder, TrainingSet(file=f"datasets/{name}.h5ad")), slots, checkpoint.genes)
+        for dtype, found in calls.items():
+            encoder = LangCellEncoder(checkpoint, texts, dtype=dtype)
+            scores, _ = encoder.score_tokens({schema.TOKENS: flat}, offsets, np.arange(len(offsets) - 1))
+            found.append(scores.argmax(axis=1))
+    exact, *halves = (np.concatenate(found) for found in calls.values())
+    names = ("label_agreement_float16", "label_agreement_bfloat16")
+    return {name: float(np.mean(half == exact)) for name, half in zip(names, halves, strict=True)}
 
 
 def alone(name: str, lengths: np.ndarray) -> dict[str, Any]:

@@ -102,11 +102,11 @@ def test_memory_that_runs_out_halves_the_budget(shared, folder):
         encoder.score(shard)
 
 
-def test_half_precision_is_close(shared, folder):
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.999), (torch.float16, 0.9999)])
+def test_half_precision_is_close(shared, folder, dtype, least):
     checkpoint = read_official_scgpt(folder / "ckpt")
     shard = tokens(shared, checkpoint)
     full, half = (
-        embedded(ScGPTEncoder(checkpoint, classify=False, dtype=dtype).score(shard))
-        for dtype in (torch.float32, torch.bfloat16)
+        embedded(ScGPTEncoder(checkpoint, classify=False, dtype=one).score(shard)) for one in (torch.float32, dtype)
     )
-    assert (np.sum(full * half, axis=1) > 0.99).all()
+    assert (np.sum(full * half, axis=1) > least).all()

@@ -1,6 +1,8 @@
 """The demo and the benchmarks run and say what they promise; the goals themselves are not tests of a busy machine."""
 
 import json
+import subprocess
+import sys
 
 import anndata
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from jobs import demo
 from jobs.bench import annotate as bench
-from jobs.bench import refine
+from jobs.bench import encode, refine
 from jobs.bench.atlas import Atlas, noisy_scores
 from jobs.bench.synthetic import write_cells, write_model
 
@@ -64,3 +66,16 @@ def test_the_refinement_benchmark_of_one_size(capsys):
     assert found["accuracy"] > 0.9  # the scores were right for 0.6 of the cells
     assert set(found["steps"]) == {"pca", "graph", "solve"}
     assert 0 < found["peak_gb"] < 8
+
+
+def test_the_encoder_benchmark(capsys):
+    assert encode.main(["--only", "binning", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["binning_ratio"] > 1
+    with pytest.raises(SystemExit):
+        encode.main(["--model", "scgpt-12l"])
+
+
+def test_the_encoder_benchmark_needs_no_framework():
+    code = "import sys, jobs.bench.encode; assert not {'ray', 'scanpy', 'anndata', 'pandas'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

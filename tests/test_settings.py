@@ -47,6 +47,11 @@ def test_settings_are_frozen() -> None:
 
 
 CHANGES_SCORES = {
+    "task": "embed",
+    "ctm_top_k": 3,
+    "precision": "float16",
+    "max_length": 100,
+    "seed": 1,
     "alpha": 0.3,
     "layer": "counts",
     "gene_key": "id",

@@ -1,8 +1,9 @@
 """Cells in lists around k-means centres, to find neighbours without looking at every distance.
 
 Contract: all cells of a list are looked up in the same nearby lists, so that their distances are matrix products,
-several times faster than an index that serves every cell by itself; how many lists that takes is read off the true
-neighbours of a sample. Among its candidates the search is exhaustive. The same points and seed give the same lists on
+several times faster than an index that serves every cell by itself. How far apart two lists may be, in units of their
+own spreads, is read off the true neighbours of a sample: a list amid a large cloud looks into many others, one of a
+small cloud into few. Among its candidates the search is exhaustive. The same points and seed give the same lists on
 the same machine.
 """
 
@@ -14,10 +15,11 @@ _LISTS_PER_ROOT = 1
 _RUN = 64
 _ROWS, _COLUMNS = 512, 512  # of distances held at a time
 _FAR = np.float32(3e38)
+_TINY = 1e-12
 
 
 class Lists:
-    """Cells of ``base`` (n, p) float32 in lists; those of a list are looked up in the ``reach`` lists nearest to it.
+    """Cells of ``base`` (n, p) float32 in lists; those of a list are looked up in those at most ``reach`` from it.
 
     Parameters
     ----------
@@ -41,16 +43,20 @@ class Lists:
         self._starts = np.searchsorted(self._list_of[self._order], np.arange(n_lists + 1))
         self._base = base[self._order]
         self._norms = np.einsum("ij,ij->i", self._base, self._base)
-        self._around = np.argsort(_distances(self._centres, self._centres), axis=1, kind="stable").astype(np.int32)
-        self.reach = n_lists
+        self._sizes = np.diff(self._starts)
+        away = base - self._centres[self._list_of]
+        spread = np.bincount(self._list_of, np.einsum("ij,ij->i", away, away), n_lists) / np.maximum(self._sizes, 1)
+        squared = np.maximum(_distances(self._centres, self._centres), 0)
+        np.fill_diagonal(squared, 0)
+        self._apart = squared / (spread[:, None] + spread + _TINY)
+        self._around = np.argsort(squared, axis=1, kind="stable").astype(np.int32)
+        self.reach = np.inf
 
     def reach_for(self, points: np.ndarray, neighbours: np.ndarray, share: float) -> float:
         """Set ``reach`` so that ``share`` of the true ``neighbours`` (m, k) of ``points`` is found; returns what is."""
-        around = self._around[self._nearest_centre(points)]
-        rank = around.argsort(axis=1, kind="stable")  # the inverse permutation
-        needed = np.sort(np.take_along_axis(rank, self._list_of[neighbours], axis=1).ravel())
-        self.reach = int(needed[int(np.ceil(share * len(needed))) - 1]) + 1
-        return float(np.mean(needed < self.reach))
+        needed = np.sort(self._apart[self._nearest_centre(points)[:, None], self._list_of[neighbours]].ravel())
+        self.reach = float(needed[int(np.ceil(share * len(needed))) - 1])
+        return float(np.mean(needed <= self.reach))
 
     def search(self, points: np.ndarray, k: int) -> np.ndarray:
         """Return the k nearest of ``base`` among the candidates of each point, (n, k) int32; -1: there are fewer."""
@@ -61,7 +67,9 @@ class Lists:
         for number in np.flatnonzero(np.diff(starts)):
             some = order[starts[number] : starts[number + 1]]
             best = _Best(points[some], k)
-            for one in self._around[number, : self.reach]:
+            around = self._around[number]
+            enough = np.cumsum(self._sizes[around]) - self._sizes[around] < k
+            for one in around[enough | (self._apart[number, around] <= self.reach)]:
                 own = slice(self._starts[one], self._starts[one + 1])
                 best.among(self._base[own], self._norms[own], self._order[own])
             found[some] = best.names
@@ -112,8 +120,9 @@ class _Best:
 
 
 def _distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Squared distances up to a constant for each of ``some``."""
-    return np.einsum("ij,ij->i", others, others) - 2 * (some @ others.T)
+    """Squared distances."""
+    lengths = (np.einsum("ij,ij->i", one, one, dtype=np.float64) for one in (some, others))
+    return np.add.outer(*lengths) - 2 * (some @ others.T)
 
 
 @njit(fastmath=True, nogil=True, cache=True)

@@ -273,11 +273,15 @@ def alone(name: str, lengths: np.ndarray) -> dict[str, Any]:
     if name == "langcell-12l":
         checkpoint = langcell_12l()
         encoder = LangCellEncoder(checkpoint, batch_tokens=262_144)
+        embedding: nn.Module = encoder.model.cell_bert.embeddings
         full, ffn = checkpoint.config.max_tokens, checkpoint.config.cell.intermediate_size
     else:
         scgpt_checkpoint = scgpt_12l()
         encoder = ScGPTEncoder(scgpt_checkpoint, classify=False, batch_tokens=262_144)
+        embedding = encoder.model.encoder
         full, ffn = scgpt_checkpoint.config.max_tokens, scgpt_checkpoint.config.ffn_size
+    computed: list[int] = []
+    embedding.register_forward_pre_hook(lambda _, given: computed.append(given[0].numel()))
     found: dict[str, Any] = {"model": name, "device": encoder.device, "precision": str(encoder.dtype)}
     for mix, wanted in (("full", np.full(len(lengths), full)), ("natural", lengths)):
         columns, offsets = random_cells(wanted, full)
@@ -285,13 +289,14 @@ def alone(name: str, lengths: np.ndarray) -> dict[str, Any]:
         encoder.score_tokens(columns, offsets, rows[: min(len(rows), 256)])
         if encoder.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
+        computed.clear()
         _, spent = clocked(partial(encoder.score_tokens, columns, offsets, rows))
         tokens = np.diff(offsets) + 1.0
         flops = float(np.sum(12 * tokens * (8 * 512**2 + 4 * 512 * ffn + 4 * tokens * 512)))
         found |= {
             f"{mix}_cells_per_s": len(rows) / spent,
             f"{mix}_tokens_per_s": float(tokens.sum()) / spent,
-            f"{mix}_padding_share": 0.0,
+            f"{mix}_padding_share": 1 - float(tokens.sum()) / sum(computed),
             f"{mix}_tflops": flops / spent / 1e12,
         }
         if encoder.device == "cuda":

@@ -112,3 +112,18 @@ def test_a_given_graph_is_made_simple():
     given.data[0] = -1
     with pytest.raises(RefineError, match="negative"):
         existing(given, 3)
+
+
+def test_the_order_of_the_search_keeps_near_cells_together(many):
+    order = nearest(many, 15).order
+    np.testing.assert_array_equal(np.sort(order), np.arange(len(many)))
+    steps = np.linalg.norm(np.diff(many[order], axis=0), axis=1)
+    assert np.median(steps) < 0.6 * np.median(np.linalg.norm(np.diff(many, axis=0), axis=1))
+
+
+@pytest.mark.parametrize("exact_cells", [20_000, 100])
+def test_points_far_from_the_origin(many, exact_cells):
+    points = many[1000:4000]
+    here, there = (nearest(one, 10, exact_cells=exact_cells).indices for one in (points, points + 3000))
+    same = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(here, there, strict=True)])
+    assert same > 0.98

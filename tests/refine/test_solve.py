@@ -144,3 +144,13 @@ def test_weighted_and_held_cells_against_a_dense_solution(problem, lam, seed, di
 def test_a_weight_must_be_above_zero(weight):
     with pytest.raises(RefineError, match="weight of row 1"):
         solve(sparse.csr_matrix((3, 3)), np.full((3, 2), 0.5), 1.0, weights=np.array([1.0, weight, 1.0]))
+
+
+def test_the_order_of_cells_does_not_matter():
+    rng = np.random.default_rng(1)
+    graph, p0 = knn_graph(rng.normal(size=(3000, 4)).astype(np.float32), 10), rng.random((3000, 40))
+    weights = np.where(np.arange(3000) % 50 == 0, np.inf, 1.0)
+    order = np.random.default_rng(2).permutation(3000)
+    for trust in (None, weights):
+        plain, ordered = (solve(graph, p0, 2.0, weights=trust, order=one).p for one in (None, order))
+        np.testing.assert_allclose(ordered, plain, atol=1e-8)

@@ -83,6 +83,8 @@ def _eager(block: Attention, states: Tensor, source: Tensor, mask: Tensor) -> Te
         part.unflatten(-1, (block.heads, -1)).transpose(1, 2)
         for part in (block.self.query(states), block.self.key(source), block.self.value(source))
     )
-    weights = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    weights = (weights + torch.where(mask, 0.0, torch.finfo(weights.dtype).min)[:, None, None]).softmax(-1)
+    weights = query @ key.transpose(-1, -2)
+    weights /= query.shape[-1] ** 0.5  # in place: at full length this is gigabytes
+    weights += torch.where(mask, 0.0, torch.finfo(weights.dtype).min)[:, None, None]
+    weights = weights.softmax(-1)
     return block.output((weights @ value).transpose(1, 2).flatten(2), states)

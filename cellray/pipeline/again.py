@@ -35,6 +35,9 @@ def refine_again(scored: str, out: str, changes: dict[str, Any], progress: Progr
     except (OSError, ValueError) as error:
         msg = f"{scored!r} is no output folder of cellray annotate: {one_line(error)}"
         raise InputError(msg) from error
+    if info["settings"].get("task") == "embed":
+        msg = f"{scored!r} holds embeddings and no scores; run cellray annotate first"
+        raise InputError(msg)
     if storage.absolute(scored) == storage.absolute(out):
         msg = f"refinement goes into a new folder; --out {out!r} is the one that the scores are in"
         raise SettingError(msg)

@@ -62,7 +62,7 @@ def read_run(out_uri: str) -> Run:
     Raises
     ------
     SettingError
-        If there is no readable ``run.json``.
+        If there is no readable ``run.json``, or the run embedded only.
     ReadError
         If a manifest is damaged.
     """
@@ -71,6 +71,9 @@ def read_run(out_uri: str) -> Run:
     except (OSError, ValueError) as error:
         msg = f"{out_uri!r} holds no readable {schema.RUN_FILE}; pass the folder that `cellray annotate --out` wrote"
         raise SettingError(msg) from error
+    if not info["labels"]:
+        msg = f"{out_uri!r} holds embeddings and no labels; run `cellray annotate` first"
+        raise SettingError(msg)
     datasets = [_read_dataset(out_uri, dataset_id, info["refining_key"]) for dataset_id in info["datasets"]]
     return Run(out_uri, info, [label["name"] for label in info["labels"]], datasets)
 

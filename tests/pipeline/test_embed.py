@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from cellray import manifest as manifests
-from cellray.errors import SettingError
+from cellray.errors import InputError, SettingError
 from cellray.models import checkpoints
 from cellray.models.official_scgpt import read_official_scgpt
-from cellray.pipeline import annotate
+from cellray.pipeline import annotate, refine_again
+from cellray.report import evaluate
 from cellray.settings import AnnotateSettings
 
 pytestmark = pytest.mark.usefixtures("ray")
@@ -50,6 +51,10 @@ def test_embedding_rejects_empty_cells(cells, tiny_model, tmp_path):
     assert np.isnan(embedding).all(axis=1).nonzero()[0].tolist() == [5]
     assert result.summary()["n_embedded"] == 47
     assert manifests.read(str(tmp_path / "out" / "datasets" / "cells")).rejects == {"empty_cell": 1}
+    with pytest.raises(InputError, match="no scores"):
+        refine_again(str(tmp_path / "out"), str(tmp_path / "again"), {})
+    with pytest.raises(SettingError, match="embeddings and no labels"):
+        evaluate(str(tmp_path / "out"), "cell_type")
 
 
 def test_a_classifier_annotates(shared, scgpt, tmp_path):

@@ -195,11 +195,13 @@ def _with_zeros(
     return np.arange(n + 1, dtype=np.int64) * len(genes), np.tile(genes, n), full.ravel()
 
 
-def _choose(indptr: np.ndarray, indices: np.ndarray, keys: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _choose(
+    indptr: np.ndarray, indices: np.ndarray, keys: np.ndarray, most: int
+) -> tuple[np.ndarray, np.ndarray | slice]:
     """Return new offsets and the entries kept, in their order: of a long cell ``most`` drawn without replacement."""
     lengths = np.diff(indptr)
     if (lengths <= most).all():
-        return indptr.astype(np.int64), np.arange(len(indices))
+        return indptr.astype(np.int64), slice(None)
     kept = np.ones(len(indices), bool)
     for row in np.flatnonzero(lengths > most):
         own = slice(indptr[row], indptr[row + 1])

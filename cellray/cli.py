@@ -18,6 +18,7 @@ from cellray.errors import CellRayError, Terminated, one_line
 
 if TYPE_CHECKING:
     from cellray.pipeline import RunResult
+    from cellray.settings import AnnotateSettings
 
 app = typer.Typer(
     help="Annotate every cell of a single-cell atlas: raw counts in, cell-type labels with scores out.",
@@ -115,12 +116,7 @@ def annotate(
         encoders=encoders,
         address=address,
     )
-    from cellray.pipeline import annotate as run
-    from cellray.pipeline.progress import showing
-
-    with showing() as progress:
-        result = run(settings, progress)
-    _tell(result, as_json=as_json)
+    _run(settings, as_json=as_json)
 
 
 @app.command()
@@ -161,12 +157,7 @@ def embed(
         encoders=encoders,
         address=address,
     )
-    from cellray.pipeline import annotate as run
-    from cellray.pipeline.progress import showing
-
-    with showing() as progress:
-        result = run(settings, progress)
-    _tell(result, as_json=as_json)
+    _run(settings, as_json=as_json)
 
 
 @app.command("refine")
@@ -295,7 +286,7 @@ def convert_model(
         checkpoint = read_official_scgpt(
             official_dir,
             weights=weights,
-            labels=None if labels is None else class_labels(labels.read_text().splitlines()),
+            names=None if labels is None else labels.read_text().splitlines(),
             max_length=max_length,
             normalise=normalise,
             zero_genes=zero_genes,
@@ -321,6 +312,16 @@ def main() -> None:
     except Terminated as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(Terminated.exit_code)
+
+
+def _run(settings: "AnnotateSettings", *, as_json: bool) -> NoReturn:
+    """Run what ``settings`` say, show progress, and leave with the result's exit code."""
+    from cellray.pipeline import annotate as run
+    from cellray.pipeline.progress import showing
+
+    with showing() as progress:
+        result = run(settings, progress)
+    _tell(result, as_json=as_json)
 
 
 def _tell(result: "RunResult", *, as_json: bool) -> NoReturn:

@@ -8,6 +8,7 @@ downloaded.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def read_official_scgpt(
     folder: Path,
     *,
     weights: str | None = None,
-    labels: list[dict[str, str]] | None = None,
+    names: Sequence[str] | None = None,
     max_length: int | None = None,
     normalise: str | None = None,
     zero_genes: bool = False,
@@ -50,8 +51,8 @@ def read_official_scgpt(
         ``args.json``, ``vocab.json`` and the weights.
     weights
         Name of the weight file; None: ``best_model.pt`` or ``model.pt``.
-    labels
-        Labels of the classes in their order; None: those of ``id2type.json``, if it is there. Upstream saves none.
+    names
+        Names of the classes in their order; None: those of ``id2type.json``, if it is there. Upstream saves none.
     max_length
         Longest cell, CLS included; None: ``max_seq_len``.
     normalise, zero_genes
@@ -84,9 +85,12 @@ def read_official_scgpt(
         )
         genes = sorted((name for name in vocab if name not in _SPECIAL), key=vocab.__getitem__)
         table = pa.table([genes, [vocab[name] for name in genes]], schema=schema.symbol_tokens())
-        known = _labels(folder, n_classes) if labels is None else labels
-        check(state, config, table, known)
-        return ScGPTCheckpoint(folder.name or "scgpt", "", config, state, table, known)
+        labels = [
+            {"name": name, "term_id": "", "text": ""}
+            for name in (_names(folder, n_classes) if names is None else names)
+        ]
+        check(state, config, table, labels)
+        return ScGPTCheckpoint(folder.name or "scgpt", "", config, state, table, labels)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else one_line(error)
         msg = f"official checkpoint {str(folder)!r}: {what}"
@@ -152,7 +156,7 @@ def _config(args: dict[str, Any], vocab: dict[str, int], n_classes: int) -> ScGP
     )
 
 
-def _labels(folder: Path, n_classes: int) -> list[dict[str, str]]:
+def _names(folder: Path, n_classes: int) -> list[str]:
     path = folder / "id2type.json"
     if not n_classes:
         return []
@@ -160,4 +164,4 @@ def _labels(folder: Path, n_classes: int) -> list[dict[str, str]]:
         msg = f"the names of the {n_classes} classes are not saved with it; give --labels, one a line in their order"
         raise ValueError(msg)
     names = json.loads(path.read_text())
-    return [{"name": str(names[str(number)]), "term_id": "", "text": ""} for number in range(n_classes)]
+    return [str(names[str(number)]) for number in range(n_classes)]

@@ -27,7 +27,7 @@ class Scaling(NamedTuple):
     limit: np.float32
 
 
-@njit(fastmath=True, nogil=True, cache=True)
+@njit(fastmath={"reassoc"}, nogil=True, cache=True)  # NaN and infinity must still be seen
 def _per_unit(counts, target_sum):
     """Return how many of a cell's ``counts`` make one of ``target_sum``, 0 if it has none."""
     total = np.float64(0)

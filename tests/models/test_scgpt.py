@@ -131,7 +131,7 @@ def test_labels_must_be_known(official):
     with pytest.raises(ModelError, match="--labels"):
         read_official_scgpt(official)
     with pytest.raises(ModelError, match="1 labels for the 6 classes"):
-        read_official_scgpt(official, labels=[{"name": "B cell", "term_id": "", "text": ""}])
+        read_official_scgpt(official, names=["B cell"])
 
 
 def test_missing_files(official):

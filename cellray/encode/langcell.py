@@ -44,7 +44,7 @@ class LangCellEncoder(Encoder):
     ) -> None:
         super().__init__(batch_tokens=batch_tokens, device=device, dtype=dtype)
         self.alpha, self.ctm_top_k = alpha, ctm_top_k
-        self.width, self.n_labels = schema.EMBEDDING_DIM, len(texts)
+        self.width, self.n_labels = checkpoint.width, len(texts)
         self.model = checkpoint.build(self.device)
         if texts:
             with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""From a model folder to what works with it: its tokenizer, its encoder, and the name of its embeddings.
+"""From a model folder to what works with it: its tokenizer and its encoder.
 
 Contract: the only place that tells one kind of model from another on the way from counts to scores.
 """
@@ -14,16 +14,6 @@ from cellray.encode.scgpt import ScGPTEncoder
 from cellray.models.checkpoints import Checkpoint
 from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.tokenize.tokenizers import BinTokenizer, RankTokenizer, Tokenizer
-
-
-def embedding_key(checkpoint: Checkpoint) -> str:
-    """Return the ``obsm`` key of the model's embeddings."""
-    return schema.OBSM_LANGCELL if isinstance(checkpoint, LangCellCheckpoint) else schema.OBSM_SCGPT
-
-
-def embedding_width(checkpoint: Checkpoint) -> int:
-    """Return the width of the model's embeddings."""
-    return schema.EMBEDDING_DIM if isinstance(checkpoint, LangCellCheckpoint) else checkpoint.config.hidden_size
 
 
 def tokenizer_of(checkpoint: Checkpoint, *, max_tokens: int | None = None, seed: int = 0) -> Tokenizer:

@@ -41,7 +41,7 @@ class ScGPTEncoder(Encoder):
     ) -> None:
         super().__init__(batch_tokens=batch_tokens, device=device, dtype=dtype)
         self.model = checkpoint.build(self.device)
-        self.width = checkpoint.config.hidden_size
+        self.width = checkpoint.width
         self.n_labels = checkpoint.config.n_classes if classify else 0
         self.max_tokens = max_tokens or checkpoint.config.max_tokens
         self.cls_value = 0.0 if classify else checkpoint.config.pad_value

@@ -37,6 +37,7 @@ class LangCellCheckpoint:
     labels: list[dict[str, str]]
 
     FORMAT: ClassVar[str] = "cellray-langcell"
+    EMBEDDING_KEY: ClassVar[str] = schema.OBSM_LANGCELL
     TABLES: ClassVar[tuple[str, ...]] = ("genes.parquet", "symbols.parquet", "tokenizer.json")
 
     @classmethod
@@ -52,6 +53,11 @@ class LangCellCheckpoint:
         symbols = read_table(folder / "symbols.parquet", schema.symbols())
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         return cls(str(raw["name"]), digest, config, state, genes, symbols, tokenizer, labels)
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return schema.EMBEDDING_DIM
 
     def write_tables(self, folder: Path) -> None:
         """Write what only this kind of folder has."""

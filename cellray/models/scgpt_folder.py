@@ -32,6 +32,7 @@ class ScGPTCheckpoint:
     labels: list[dict[str, str]]
 
     FORMAT: ClassVar[str] = "cellray-scgpt"
+    EMBEDDING_KEY: ClassVar[str] = schema.OBSM_SCGPT
     TABLES: ClassVar[tuple[str, ...]] = ("genes.parquet",)
 
     @classmethod
@@ -47,6 +48,11 @@ class ScGPTCheckpoint:
     def symbols(self) -> pa.Table:
         """No further names: upstream matches symbols alone."""
         return schema.symbols().empty_table()
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return self.config.hidden_size
 
     def write_tables(self, folder: Path) -> None:
         """Write what only this kind of folder has."""

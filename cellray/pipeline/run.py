@@ -290,7 +290,7 @@ class _Run:
             self.result.cells_per_s = drive.cells_per_s
 
     def _work_order(self, *, encode: bool) -> WorkOrder:
-        from cellray.encode.open import embedding_key, embedding_width, tokenizer_of
+        from cellray.encode import tokenizer_of
 
         settings, checkpoint = self.settings, self.checkpoint
         return WorkOrder(
@@ -307,8 +307,8 @@ class _Run:
                 alpha=settings.alpha,
                 batch_tokens=settings.batch_tokens,
                 min_genes=settings.min_genes,
-                embedding_key=embedding_key(checkpoint),
-                embedding_width=embedding_width(checkpoint),
+                embedding_key=checkpoint.EMBEDDING_KEY,
+                embedding_width=checkpoint.width,
                 ctm_top_k=settings.ctm_top_k,
                 precision=settings.precision,
                 max_tokens=settings.max_length,

@@ -106,8 +106,7 @@ def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
     import torch
 
     from cellray.cluster import ray_session
-    from cellray.encode import open_encoder
-    from cellray.encode.open import embedding_key, tokenizer_of
+    from cellray.encode import open_encoder, tokenizer_of
     from cellray.pipeline.order import Scoring
     from cellray.pipeline.stream import Pool, Unit, stream, token_shard
 
@@ -126,8 +125,8 @@ def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
         alpha=0.2,
         batch_tokens=32768,
         min_genes=20,
-        embedding_key=embedding_key(checkpoint),
-        embedding_width=256,
+        embedding_key=checkpoint.EMBEDDING_KEY,
+        embedding_width=checkpoint.width,
     )
     units = [
         Unit(0, start, start + _SHARD_CELLS, str(folder / "parts" / f"part-{start}.parquet"))

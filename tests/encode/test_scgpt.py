@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cellray import schema
-from cellray.encode import embedding_key, open_encoder, tokenizer_of
+from cellray.encode import open_encoder, tokenizer_of
 from cellray.encode.scgpt import ScGPTEncoder
 from cellray.errors import EncodeError
 from cellray.ingest import GeneIndex, find_sources, inspect_dataset
@@ -38,7 +38,7 @@ def test_embeddings_of_values_without_ties_are_the_official_ones(shared, folder)
     expected = np.load(folder / "expected" / "embed_tiefree_full.npz")["X_scGPT"]
     certain = np.arange(48) != 23  # a cell of one gene, whose bin upstream draws
     np.testing.assert_allclose(embedded(found)[certain], expected[certain], atol=1e-5)
-    assert embedding_key(checkpoint) == "X_scgpt"
+    assert checkpoint.EMBEDDING_KEY == "X_scgpt"
 
 
 @pytest.mark.parametrize("zeros", [False, True])

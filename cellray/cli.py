@@ -265,7 +265,10 @@ def convert_model(
         Path | None, typer.Option(help="LangCell: folder of Geneformer's three .pkl dictionaries")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="scGPT: weight file; default best_model.pt or model.pt")] = None,
-    labels: Annotated[Path | None, typer.Option(help="scGPT: names of the classes in their order, one a line")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="scGPT: names of the classes in their order, one a line", exists=True, dir_okay=False),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="scGPT: longest cell; default: max_seq_len")] = None,
     normalise: Annotated[
         str | None, typer.Option(help="scGPT: none, total or log1p before binning; default log1p with classes")

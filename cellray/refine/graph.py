@@ -15,7 +15,8 @@ import numpy as np
 from scipy import sparse
 
 from cellray.errors import RefineError
-from cellray.refine.lists import Lists, nearest_of_all
+from cellray.refine.closest import nearest_of_all
+from cellray.refine.lists import Lists
 
 EXACT_CELLS = 20_000
 RECALL = 0.995  # aimed at on one sample, so that 0.99 holds on another
@@ -131,8 +132,9 @@ def _among(points: np.ndarray, some: np.ndarray, k: int, seed: int, exact_cells:
     lists = Lists(base, seed)
     sample = np.sort(np.random.default_rng(seed).choice(len(points), min(_SAMPLE, len(points)), replace=False))
     recall = lists.reach_for(points[sample], nearest_of_all(points[sample], base, wanted), RECALL)
-    order = lists.chain() if len(some) == len(points) else None
-    return Neighbours(_without_self(some, lists.search(points, wanted), k), "nearby lists", recall, order)
+    if len(some) < len(points):
+        return Neighbours(_without_self(some, lists.search(points, wanted), k), "nearby lists", recall)
+    return Neighbours(_without_self(some, lists.search_each_other(wanted), k), "nearby lists", recall, lists.chain())
 
 
 def _without_self(some: np.ndarray, found: np.ndarray, k: int) -> np.ndarray:

@@ -3,18 +3,16 @@
 Contract: all cells of a list are looked up in the same nearby lists, so that their distances are matrix products,
 several times faster than an index that serves every cell by itself. How far apart two lists may be, in units of their
 own spreads, is read off the true neighbours of a sample: a list amid a large cloud looks into many others, one of a
-small cloud into few. Among its candidates the search is exhaustive. The same points and seed give the same lists on
-the same machine.
+small cloud into few. Among its candidates the search is exhaustive. Looked up among themselves, the cells of two lists
+are compared once, for both. The same points and seed give the same lists on the same machine.
 """
 
 import numpy as np
-from numba import njit
+
+from cellray.refine.closest import Closest
 
 _CELLS_PER_LIST = 200
 _LISTS_PER_ROOT = 1
-_RUN = 64
-_ROWS, _COLUMNS = 512, 512  # of distances held at a time
-_FAR = np.float32(3e38)
 _TINY = 1e-12
 
 
@@ -42,7 +40,6 @@ class Lists:
         self._order = np.argsort(self._list_of, kind="stable").astype(np.int32)
         self._starts = np.searchsorted(self._list_of[self._order], np.arange(n_lists + 1))
         self._base = base[self._order]
-        self._norms = np.einsum("ij,ij->i", self._base, self._base)
         self._sizes = np.diff(self._starts)
         away = base - self._centres[self._list_of]
         spread = np.bincount(self._list_of, np.einsum("ij,ij->i", away, away), n_lists) / np.maximum(self._sizes, 1)
@@ -64,15 +61,27 @@ class Lists:
         list_of = self._nearest_centre(points)
         order = np.argsort(list_of, kind="stable")
         starts = np.searchsorted(list_of[order], np.arange(len(self._centres) + 1))
+        near = self._near(k)
         for number in np.flatnonzero(np.diff(starts)):
             some = order[starts[number] : starts[number + 1]]
-            best = _Best(points[some], k)
+            best = Closest(points[some], k)
             around = self._around[number]
-            enough = np.cumsum(self._sizes[around]) - self._sizes[around] < k
-            for one in around[enough | (self._apart[number, around] <= self.reach)]:
-                own = slice(self._starts[one], self._starts[one + 1])
-                best.among(self._base[own], self._norms[own], self._order[own])
+            for one in around[near[number, around]]:
+                best.among(self._base[self._cells(one)], self._order[self._cells(one)])
             found[some] = best.names
+        return found
+
+    def search_each_other(self, k: int) -> np.ndarray:
+        """Return the k nearest of ``base`` to each of its cells, which finds itself: ``search`` at half the cost."""
+        best = Closest(self._base, k)
+        for number in np.flatnonzero(self._sizes):
+            best.within(self._cells(number))
+        some, others = np.nonzero(np.triu(self._near(k), 1))
+        # From the nearest pair of lists outwards, so that what is near enough is soon known and seldom replaced.
+        for pair in np.argsort(self._apart[some, others], kind="stable"):
+            best.between(self._cells(some[pair]), self._cells(others[pair]))
+        found = np.empty_like(best.names)
+        found[self._order] = np.where(best.names >= 0, self._order[best.names], -1)
         return found
 
     def chain(self) -> np.ndarray:
@@ -84,67 +93,23 @@ class Lists:
             at = int(around[left[around].argmax()])
         return np.argsort(rank[self._list_of], kind="stable")
 
+    def _cells(self, number: int) -> slice:
+        return slice(self._starts[number], self._starts[number + 1])
+
+    def _near(self, k: int) -> np.ndarray:
+        """Say which lists are compared, symmetrically: those in reach, and others until there are ``k`` candidates."""
+        sizes = self._sizes[self._around]
+        few = np.empty(self._apart.shape, bool)
+        np.put_along_axis(few, self._around, np.cumsum(sizes, axis=1) - sizes < k, axis=1)
+        return few | few.T | (self._apart <= self.reach)
+
     def _nearest_centre(self, points: np.ndarray) -> np.ndarray:
         import faiss
 
         return faiss.knn(points, self._centres, 1)[1].ravel()
 
 
-def nearest_of_all(points: np.ndarray, base: np.ndarray, k: int) -> np.ndarray:
-    """Return the k nearest of ``base`` (n, p) for each of ``points`` (m, p), comparing with all; (m, k) int32."""
-    found = np.empty((len(points), k), np.int32)
-    norms, names = np.einsum("ij,ij->i", base, base), np.arange(len(base), dtype=np.int32)
-    for at in range(0, len(points), _ROWS):
-        best = _Best(points[at : at + _ROWS], k)
-        best.among(base, norms, names)
-        found[at : at + _ROWS] = best.names
-    return found
-
-
-class _Best:
-    """The k nearest so far of each of ``points``: ``names`` (m, k) int32, -1 where there are fewer."""
-
-    def __init__(self, points: np.ndarray, k: int) -> None:
-        self._points = points
-        self._values = np.full((len(points), k), _FAR, np.float32)
-        self.names = np.full((len(points), k), -1, np.int32)
-
-    def among(self, base: np.ndarray, norms: np.ndarray, names: np.ndarray) -> None:
-        """Compare with (n, p) others of squared ``norms``, in blocks that stay in the processor's cache."""
-        for first in range(0, len(self.names), _ROWS):
-            rows = slice(first, first + _ROWS)
-            for at in range(0, len(base), _COLUMNS):
-                block = slice(at, at + _COLUMNS)
-                products = self._points[rows] @ base[block].T
-                _smallest(products, norms[block], names[block], self._values[rows], self.names[rows])
-
-
 def _distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Squared distances."""
     lengths = (np.einsum("ij,ij->i", one, one, dtype=np.float64) for one in (some, others))
     return np.add.outer(*lengths) - 2 * (some @ others.T)
-
-
-@njit(fastmath=True, nogil=True, cache=True)
-def _smallest(products, norms, names, values, chosen):
-    """Put ``norms - 2 * products`` (m, n) and ``names`` where they are smaller than the sorted ``values`` (m, k)."""
-    n, last = len(norms), values.shape[1] - 1
-    two = np.float32(2)
-    for i in range(len(products)):
-        row, best, own = products[i], values[i], chosen[i]
-        for start in range(0, n, _RUN):
-            if start + _RUN <= n:
-                # Nearly all runs end here: counting without a branch is many times faster than looking one by one.
-                worst, nearer = best[last], 0
-                for j in range(_RUN):
-                    nearer += norms[np.uint32(start + j)] - two * row[np.uint32(start + j)] < worst
-                if not nearer:
-                    continue
-            for j in range(start, min(start + _RUN, n)):
-                value = norms[j] - two * row[j]
-                if value < best[last]:
-                    at = last
-                    while at > 0 and best[at - 1] > value:
-                        best[at], own[at] = best[at - 1], own[at - 1]
-                        at -= 1
-                    best[at], own[at] = value, names[j]

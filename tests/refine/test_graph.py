@@ -6,6 +6,7 @@ from scipy import sparse
 
 from cellray.errors import RefineError
 from cellray.refine.graph import existing, knn_graph, nearest, symmetrised
+from cellray.refine.lists import Lists
 
 
 def by_hand(points, k):
@@ -80,6 +81,16 @@ def test_recall_is_that_of_the_search(many):
     share = np.mean([len(set(a) & set(b)) / 15 for a, b in zip(found.indices[300:], exact[300:], strict=True)])
     assert share >= 0.99
     assert abs(share - found.recall) < 0.01
+
+
+@pytest.mark.parametrize("reach", [0.0, 0.7, np.inf])
+def test_cells_looked_up_among_themselves_are_looked_up_once_for_both(many, reach):
+    points = many[300:5000] - many.mean(0)
+    lists = Lists(points, 0)
+    lists.reach = reach
+    both, each = np.sort(lists.search_each_other(16)), np.sort(lists.search(points, 16))
+    assert np.mean(both == each) > 0.9999  # ties in float32
+    assert (both >= 0).all()
 
 
 @pytest.mark.parametrize("exact_cells", [20_000, 100])

@@ -37,6 +37,7 @@ ENSEMBL_ID: Final = "ensembl_id"
 TOKEN: Final = "token"  # noqa: S105 - a gene token
 MEDIAN: Final = "median"
 SYMBOL: Final = "symbol"
+WEIGHT: Final = "weight"
 
 # AnnData keys
 OBS_PREFIX: Final = "cellray_"
@@ -154,3 +155,8 @@ def symbols() -> pa.Schema:
 def symbol_tokens() -> pa.Schema:
     """Genes of a model that knows them by symbol."""
     return pa.schema([(SYMBOL, pa.string()), (TOKEN, pa.int32())])
+
+
+def weighted_genes() -> pa.Schema:
+    """Genes of a model that keeps those of the largest value times ``weight`` in a cell longer than it takes."""
+    return pa.schema([(SYMBOL, pa.string()), (ENSEMBL_ID, pa.string()), (TOKEN, pa.int32()), (WEIGHT, pa.float64())])

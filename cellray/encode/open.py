@@ -23,7 +23,10 @@ def tokenizer_of(checkpoint: Checkpoint, *, max_tokens: int | None = None, seed:
     if isinstance(checkpoint, LangCellCheckpoint):
         return RankTokenizer(tokens, checkpoint.genes[schema.MEDIAN].to_numpy(), longest - 1)
     config = checkpoint.config
-    return BinTokenizer(tokens, config.n_bins, longest - 1, seed, config.normalise, config.zero_genes)
+    weights = checkpoint.genes[schema.WEIGHT].to_numpy() if config.gene_choice == "weight" else None
+    return BinTokenizer(
+        tokens, config.n_bins, longest - 1, seed, config.normalise, config.zero_genes, config.ties, weights
+    )
 
 
 def open_encoder(

@@ -4,13 +4,16 @@ Contract: that of ``cellray.encode.encoder``. Embeddings have unit length. Upstr
 padding when it embeds and 0 when it classifies; so do we.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from cellray import schema
 from cellray.encode.encoder import Encoder, Numbers
-from cellray.models.packed import Segments, places
+from cellray.models.packed import Segments
+from cellray.models.scgpt import packed_inputs
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 
 
@@ -52,12 +55,10 @@ class ScGPTEncoder(Encoder):
 
     def encode(self, columns: dict[str, np.ndarray], offsets: np.ndarray, rows: np.ndarray) -> Numbers:
         """Encode one batch."""
-        index, lengths = places(offsets, rows, self.max_tokens)
-        genes = index >= 0
-        ids = np.full(len(index), self.model.config.cls_token, np.int64)
-        values = np.full(len(index), self.cls_value, np.float32)
-        ids[genes] = columns[schema.TOKENS][index[genes]]
-        values[genes] = columns[schema.BINS][index[genes]]
+        config = replace(self.model.config, max_tokens=self.max_tokens)
+        ids, values, lengths = packed_inputs(
+            config, columns[schema.TOKENS], columns[schema.BINS], offsets, rows, self.cls_value
+        )
         cells = Segments.of(lengths, self.device)
         states = self.model.encode_cells(self.on_device(ids), self.on_device(values), cells)
         probabilities = self.model.classify(states) if self.n_labels else None

@@ -6,19 +6,23 @@ knows neither gene names, counts, labels nor files, and it neither bins nor batc
 not here.
 
 Beyond the official code, with the same numbers: cells are packed instead of padded, and the last layer is computed for
-the CLS rows alone, the only ones that are read.
+the CLS rows alone, the only ones that are read. An ``Adapter`` may add to the queries and values of every layer;
+without one not a bit changes.
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cellray.models.packed import Segments, attention, exact
+from cellray.models.packed import Segments, attention, exact, places
 
 NORMALISATIONS = ("none", "total", "log1p")
+TIES = ("draw", "upper")
+GENE_CHOICES = ("draw", "weight")
 
 _MAX_VALUE = 512.0  # the value encoder clamps above, not below: padding's -2 is a value of its own
 
@@ -46,6 +50,11 @@ class ScGPTConfig:
         What counts go through before binning: ``none``, ``total`` (1e4 a cell) or ``log1p`` (of that).
     n_classes, class_layers
         Width of the classification head, 0 without one, and its linear layers.
+    ties
+        Which bin a value gets that coincides with several edges: one of them, drawn as upstream does, or the ``upper``.
+    gene_choice
+        Which genes of a cell longer than ``max_tokens`` are kept: drawn as upstream does, or those of the largest value
+        times ``weight``, a column of the gene table.
     """
 
     vocab_size: int
@@ -61,6 +70,36 @@ class ScGPTConfig:
     normalise: str = "none"
     n_classes: int = 0
     class_layers: int = 3
+    ties: str = "draw"
+    gene_choice: str = "draw"
+
+
+def packed_inputs(
+    config: ScGPTConfig, tokens: np.ndarray, bins: np.ndarray, offsets: np.ndarray, rows: np.ndarray, cls_value: float
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Lay cells ``rows`` of ragged ``tokens`` and ``bins`` side by side, CLS with ``cls_value`` first in each.
+
+    Returns
+    -------
+    ids, values, lengths
+        (t,) int64 and float32, and the rows of each cell; cells are cut at ``config.max_tokens``.
+    """
+    index, lengths = places(offsets, rows, config.max_tokens)
+    genes = index >= 0
+    ids = np.full(len(index), config.cls_token, np.int64)
+    values = np.full(len(index), cls_value, np.float32)
+    ids[genes], values[genes] = tokens[index[genes]], bins[index[genes]]
+    return ids, values, lengths
+
+
+class Adapter(Protocol):
+    """What is added to a layer's queries and values."""
+
+    def __call__(self, layer: int, states: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Map the (t, hidden) input of layer number ``layer`` to (r, hidden) for queries and (t, hidden) for values.
+
+        ``read`` names the r rows whose queries are wanted; None all of them.
+        """
 
 
 class GeneEncoder(nn.Module):
@@ -101,16 +140,24 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.heads = config.num_heads
 
-    def forward(self, states: Tensor, cells: Segments, read: Tensor | None) -> Tensor:
-        """Mix (t, hidden) states within cells; ``read`` names the one row of every cell that is wanted, None all."""
+    def forward(
+        self, states: Tensor, cells: Segments, read: Tensor | None, more: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Mix (t, hidden) states within cells; ``read`` names the one row of every cell that is wanted, None all.
+
+        ``more`` is added to queries and values.
+        """
         width = states.shape[1]
         if read is None:
             query, key, value = self.in_proj(states).split(width, dim=1)
-            return self.out_proj(attention(query, key, value, cells, cells, self.heads))
-        weight, bias = self.in_proj.weight, self.in_proj.bias
-        query = F.linear(states[read], weight[:width], bias[:width])
-        key, value = F.linear(states, weight[width:], bias[width:]).split(width, dim=1)
-        return self.out_proj(attention(query, key, value, cells.of_one(), cells, self.heads))
+        else:
+            weight, bias = self.in_proj.weight, self.in_proj.bias
+            query = F.linear(states[read], weight[:width], bias[:width])
+            key, value = F.linear(states, weight[width:], bias[width:]).split(width, dim=1)
+        if more is not None:
+            query, value = query + more[0], value + more[1]
+        queries = cells if read is None else cells.of_one()
+        return self.out_proj(attention(query, key, value, queries, cells, self.heads))
 
 
 class Layer(nn.Module):
@@ -124,9 +171,15 @@ class Layer(nn.Module):
         self.norm1 = nn.LayerNorm(config.hidden_size)
         self.norm2 = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, states: Tensor, cells: Segments, read: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        states: Tensor,
+        cells: Segments,
+        read: Tensor | None = None,
+        more: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Apply the layer to (t, hidden) states, or to the rows ``read`` of them."""
-        mixed = self.self_attn(states, cells, read)
+        mixed = self.self_attn(states, cells, read, more)
         states = self.norm1((states if read is None else states[read]) + mixed)
         return self.norm2(states + self.linear2(F.relu(self.linear1(states))))
 
@@ -134,20 +187,23 @@ class Layer(nn.Module):
 class ClassHead(nn.Module):
     """Linear, ReLU, LayerNorm, as often as there are layers but one, then a linear map to classes."""
 
-    def __init__(self, config: ScGPTConfig) -> None:
+    def __init__(self, width: int, layers: int, n_classes: int) -> None:
         super().__init__()
-        width = config.hidden_size
         blocks: list[nn.Module] = []
-        for _ in range(config.class_layers - 1):
+        for _ in range(layers - 1):
             blocks += [nn.Linear(width, width), nn.ReLU(), nn.LayerNorm(width)]
         self._decoder = nn.ModuleList(blocks)
-        self.out_layer = nn.Linear(width, config.n_classes)
+        self.out_layer = nn.Linear(width, n_classes)
+
+    def features(self, states: Tensor) -> Tensor:
+        """Map (b, hidden) CLS states to what the last linear map sees, (b, hidden)."""
+        for block in self._decoder:
+            states = block(states)
+        return states
 
     def forward(self, states: Tensor) -> Tensor:
         """Map (b, hidden) CLS states to (b, classes) logits."""
-        for block in self._decoder:
-            states = block(states)
-        return self.out_layer(states)
+        return self.out_layer(self.features(states))
 
 
 class ScGPT(nn.Module):
@@ -162,9 +218,9 @@ class ScGPT(nn.Module):
             {"layers": nn.ModuleList(Layer(config) for _ in range(config.num_layers))}
         )
         if config.n_classes:
-            self.cls_decoder = ClassHead(config)
+            self.cls_decoder = ClassHead(config.hidden_size, config.class_layers, config.n_classes)
 
-    def encode_cells(self, ids: Tensor, values: Tensor, cells: Segments) -> Tensor:
+    def encode_cells(self, ids: Tensor, values: Tensor, cells: Segments, adapter: Adapter | None = None) -> Tensor:
         """Encode packed cells.
 
         Parameters
@@ -173,6 +229,8 @@ class ScGPT(nn.Module):
             (t,) int64 gene ids and float32 bins, CLS first in every cell.
         cells
             The n cells.
+        adapter
+            Adds to queries and values.
 
         Returns
         -------
@@ -180,10 +238,18 @@ class ScGPT(nn.Module):
             (n, hidden) CLS states, not normalised.
         """
         states = self.encoder(ids) + self.value_encoder(values)
-        *layers, last = cast("list[Layer]", self.transformer_encoder["layers"])
-        for layer in layers:
+        layers = cast("list[Layer]", self.transformer_encoder["layers"])
+        for number, layer in enumerate(layers):
+            read = cells.first if number == len(layers) - 1 else None
+            states = layer(states, cells, read, adapter(number, states, read) if adapter else None)
+        return states
+
+    def encode_genes(self, ids: Tensor, values: Tensor, cells: Segments) -> Tensor:
+        """Encode packed cells as ``encode_cells`` does, and return the states of all their rows, (t, hidden)."""
+        states = self.encoder(ids) + self.value_encoder(values)
+        for layer in cast("list[Layer]", self.transformer_encoder["layers"]):
             states = layer(states, cells)
-        return last(states, cells, cells.first)
+        return states
 
     def classify(self, states: Tensor) -> Tensor:
         """Class probabilities (n, classes) of CLS states."""

@@ -3,6 +3,7 @@
 ::
 
     genes.parquet        symbol, token                        (schema.symbol_tokens)
+                         and weight and Ensembl id where genes are chosen by weight (schema.weighted_genes)
 
 Labels are those of the classification head, in the order of its classes; without a head there are none.
 """
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from cellray import schema
-from cellray.models.scgpt import NORMALISATIONS, ScGPT, ScGPTConfig
+from cellray.models.scgpt import GENE_CHOICES, NORMALISATIONS, TIES, ScGPT, ScGPTConfig
 from cellray.models.state import State, check_state, loaded, read_table
 
 
@@ -38,15 +39,15 @@ class ScGPTCheckpoint:
     @classmethod
     def read(cls, folder: Path, raw: dict[str, Any], labels: list[dict[str, str]], digest: str) -> Self:
         """Read and check ``folder``, whose ``config.json`` holds ``raw``; what is wrong is a ``ValueError``."""
-        config = ScGPTConfig(**{field.name: raw[field.name] for field in fields(ScGPTConfig)})
+        config = ScGPTConfig(**{field.name: raw[field.name] for field in fields(ScGPTConfig) if field.name in raw})
         state = load_file(folder / "model.safetensors")
-        genes = read_table(folder / "genes.parquet", schema.symbol_tokens())
+        genes = read_table(folder / "genes.parquet", _genes_schema(config))
         check(state, config, genes, labels)
         return cls(str(raw["name"]), digest, config, state, genes, labels)
 
     @property
     def symbols(self) -> pa.Table:
-        """No further names: upstream matches symbols alone."""
+        """No further names: what there is stands in the gene table."""
         return schema.symbols().empty_table()
 
     @property
@@ -56,7 +57,7 @@ class ScGPTCheckpoint:
 
     def write_tables(self, folder: Path) -> None:
         """Write what only this kind of folder has."""
-        pq.write_table(self.genes.cast(schema.symbol_tokens()), folder / "genes.parquet", compression="zstd")
+        pq.write_table(self.genes.cast(_genes_schema(self.config)), folder / "genes.parquet", compression="zstd")
 
     def build(self, device: str = "cpu") -> ScGPT:
         """Return the model in float32 and evaluation mode on ``device``."""
@@ -71,9 +72,10 @@ def check(state: State, config: ScGPTConfig, genes: pa.Table, labels: list[dict[
     if config.n_bins < 3:
         msg = f"n_bins is {config.n_bins}; there must be one for zeros and two others at least"
         raise ValueError(msg)
-    if config.normalise not in NORMALISATIONS:
-        msg = f"normalise {config.normalise!r} is not one of {list(NORMALISATIONS)}"
-        raise ValueError(msg)
+    for name, allowed in (("normalise", NORMALISATIONS), ("ties", TIES), ("gene_choice", GENE_CHOICES)):
+        if getattr(config, name) not in allowed:
+            msg = f"{name} {getattr(config, name)!r} is not one of {list(allowed)}"
+            raise ValueError(msg)
     check_state(state, lambda: ScGPT(config))
     tokens = genes[schema.TOKEN].to_numpy()
     if len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= min(config.vocab_size, 1 << 16):
@@ -82,3 +84,7 @@ def check(state: State, config: ScGPTConfig, genes: pa.Table, labels: list[dict[
     if len(labels) != config.n_classes:
         msg = f"{len(labels)} labels for the {config.n_classes} classes of the classification head"
         raise ValueError(msg)
+
+
+def _genes_schema(config: ScGPTConfig) -> pa.Schema:
+    return schema.weighted_genes() if config.gene_choice == "weight" else schema.symbol_tokens()

@@ -10,6 +10,8 @@ Deviations from the scGPT repository:
    draw belongs to the seed, the cell's name and the gene, where upstream's depends on workers and on the cells before.
 2. So does the choice of genes for a cell that is longer than the model takes. Both draws are SplitMix64 numbers.
 3. Columns of the same gene are one token with their sum; upstream keeps them apart.
+4. Instead of drawing, a model may ask for the upper bin of a tied value, and for the genes of the largest weighted
+   value: raw counts of a few thousand molecules are mostly ties, and draws would be most of what a small model sees.
 """
 
 import hashlib
@@ -43,6 +45,8 @@ def bin_tokens(
     seed: int = 0,
     normalise: str = "none",
     zero_genes: np.ndarray | None = None,
+    draw_ties: bool = True,
+    weights: np.ndarray | None = None,
 ) -> BinTokens:
     """Bin each cell's values and choose its genes.
 
@@ -64,19 +68,28 @@ def bin_tokens(
         ``none``, ``total`` (1e4 a cell) or ``log1p`` (of that): what values go through before they are binned.
     zero_genes
         Ascending columns whose zeros are tokens too; None: zeros are none.
+    draw_ties
+        Whether a value that coincides with several edges gets one of their bins at random, or the upper one.
+    weights
+        (g,) positive: of a cell longer than ``max_genes`` the genes of the largest value times weight are kept, the
+        first of equals; None: genes drawn.
     """
     values = sparse.csr_matrix(values)
     data = _normalised(values, normalise)
     keys = cell_keys(cell_ids, seed)
     indptr, indices = values.indptr.astype(np.int64), values.indices.astype(np.int32, copy=False)
-    digits = bin_rows(indptr, indices, data, keys, n_bins)
+    digits = bin_rows(indptr, indices, data, keys if draw_ties else keys[:0], n_bins)
+    rank = None if weights is None else data * weights[indices]
     if zero_genes is not None:
+        if rank is not None:
+            _, _, rank = _with_zeros(indptr, indices, rank, np.asarray(zero_genes, np.int32))
         indptr, indices, digits = _with_zeros(indptr, indices, digits, np.asarray(zero_genes, np.int32))
     elif not digits.all():
         kept = digits > 0
         indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
         indices, digits = indices[kept], digits[kept]
-    indptr, chosen = _choose(indptr, indices, keys, max_genes)
+        rank = None if rank is None else rank[kept]
+    indptr, chosen = _choose(indptr, indices, keys, max_genes, rank)
     return BinTokens(tokens.astype(np.uint16)[indices[chosen]], digits[chosen], indptr)
 
 
@@ -108,7 +121,10 @@ def _uniform(key, number):
 
 @njit(nogil=True, cache=True)
 def bin_rows(indptr, indices, data, keys, n_bins):
-    """Return the int16 bins of the entries of CSR rows: 1 to ``n_bins - 1``, 0 for entries that are 0."""
+    """Return the int16 bins of the entries of CSR rows: 1 to ``n_bins - 1``, 0 for entries that are 0.
+
+    Without ``keys`` (an empty array) a tied value gets the upper of its bins.
+    """
     edges = np.empty(n_bins - 1, np.float64)
     digits = np.zeros(len(data), np.int16)
     left, right = np.empty(_SMALL, np.int16), np.empty(_SMALL, np.int16)  # bins that a small count can have
@@ -138,7 +154,7 @@ def bin_rows(indptr, indices, data, keys, n_bins):
             else:
                 high = np.searchsorted(edges, np.float64(value), side="right")
                 low = np.searchsorted(edges, np.float64(value), side="left")
-            if high - low <= 1:
+            if high - low <= 1 or len(keys) == 0:
                 digits[e] = high
             else:
                 draw = _uniform(keys[row], indices[e])
@@ -190,24 +206,30 @@ def _with_zeros(
     """Lay every cell out over all of ``genes``, zeros included."""
     n = len(indptr) - 1
     at = np.searchsorted(genes, indices)
-    full = np.zeros((n, len(genes)), np.int16)
+    full = np.zeros((n, len(genes)), digits.dtype)
     full[np.repeat(np.arange(n), np.diff(indptr)), at] = digits
     return np.arange(n + 1, dtype=np.int64) * len(genes), np.tile(genes, n), full.ravel()
 
 
 def _choose(
-    indptr: np.ndarray, indices: np.ndarray, keys: np.ndarray, most: int
+    indptr: np.ndarray, indices: np.ndarray, keys: np.ndarray, most: int, rank: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | slice]:
-    """Return new offsets and the entries kept, in their order: of a long cell ``most`` drawn without replacement."""
+    """Return new offsets and the entries kept, in their order: of a long cell ``most``, the highest in ``rank``.
+
+    Without ``rank`` they are drawn without replacement.
+    """
     lengths = np.diff(indptr)
     if (lengths <= most).all():
         return indptr.astype(np.int64), slice(None)
     kept = np.ones(len(indices), bool)
     for row in np.flatnonzero(lengths > most):
         own = slice(indptr[row], indptr[row + 1])
-        draws = _draws(keys[row], indices[own])
         kept[own] = False
-        kept[indptr[row] + np.argpartition(draws, most)[:most]] = True
+        if rank is None:
+            first = np.argpartition(_draws(keys[row], indices[own]), most)[:most]
+        else:
+            first = np.argsort(-rank[own], kind="stable")[:most]
+        kept[indptr[row] + first] = True
     return np.concatenate([[0], np.cumsum(np.minimum(lengths, most))]), np.flatnonzero(kept)
 
 

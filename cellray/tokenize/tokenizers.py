@@ -45,6 +45,8 @@ class BinTokenizer:
     seed: int
     normalise: str
     zero_genes: bool
+    ties: str = "draw"
+    weights: np.ndarray | None = None
 
     binned = True
 
@@ -62,6 +64,8 @@ class BinTokenizer:
             seed=self.seed,
             normalise=self.normalise,
             zero_genes=present if self.zero_genes else None,
+            draw_ties=self.ties == "draw",
+            weights=self.weights,
         )
         return {schema.TOKENS: _lists(found.offsets, found.tokens), schema.BINS: _lists(found.offsets, found.bins)}
 

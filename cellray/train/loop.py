@@ -1,0 +1,197 @@
+"""The training loop of plugins and of scGPT-architecture bases: epochs, validation, early stopping, resume.
+
+Contract: what an epoch does depends on the seed, the epoch and the rank alone, so a run that is resumed after a killed
+worker ends with the same weights as an undisturbed one. A loop runs on the workers it is given: ``Alone`` in this
+process, ``OnRay`` inside a Ray Train worker, where gradients are averaged over workers and state is checkpointed after
+every epoch. It does not know what is trained.
+"""
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cellray.train.checkpoint import restore, save
+
+_CLIP = 1.0
+Write = Callable[[Path], None]
+
+
+class Alone:
+    """One worker, in this process, without checkpoints."""
+
+    rank, world = 0, 1
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """Return the module whose forward pass averages gradients over workers."""
+        return module
+
+    def resume(self, read: Callable[[Path], None]) -> None:
+        """Call ``read`` with the folder of the latest checkpoint, if there is one."""
+
+    def report(self, metrics: dict[str, float], write: Write) -> None:
+        """Tell the metrics of an epoch; ``write`` fills the folder of its checkpoint."""
+
+
+class OnRay(Alone):
+    """One of the workers of a Ray Train run."""
+
+    def __init__(self) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """Return the module whose forward pass averages gradients over workers."""
+        from ray.train.torch import prepare_model
+
+        return prepare_model(module, move_to_device=False) if self.world > 1 else module
+
+    def resume(self, read: Callable[[Path], None]) -> None:
+        """Call ``read`` with the folder of the latest checkpoint, if there is one."""
+        import ray.train
+
+        if checkpoint := ray.train.get_checkpoint():
+            with checkpoint.as_directory() as folder:
+                read(Path(folder))
+
+    def report(self, metrics: dict[str, float], write: Write) -> None:
+        """Tell the metrics of an epoch; ``write`` fills the folder of its checkpoint."""
+        import ray.train
+
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.rank == 0:
+                write(Path(folder))
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast.
+
+    Attributes
+    ----------
+    epochs
+        At most.
+    seed
+        Of dropout and the like.
+    schedule
+        Factor of the learning rate after a share (0 to 1) of all steps.
+    patience
+        Epochs without a better validation score after which training ends; None trains to the end.
+    """
+
+    epochs: int
+    seed: int = 0
+    schedule: Callable[[float], float] = field(default=lambda share: 0.5 * (1 + math.cos(math.pi * share)))
+    patience: int | None = None
+
+
+class _Course(nn.Module):
+    """Best score and its epoch, as a module so that checkpoints hold it like everything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("best", torch.tensor([-math.inf, -1.0], dtype=torch.float64))
+
+
+def fit(
+    module: nn.Module,
+    trained: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Callable[[int, int, int], list[Any]],
+    plan: Plan,
+    *,
+    validate: Callable[[], float] | None = None,
+    workers: Alone | None = None,
+    checkpointed: bool = True,
+) -> dict[str, float]:
+    """Train, and leave ``trained`` with the weights of the best epoch.
+
+    Parameters
+    ----------
+    module
+        Maps a batch to (loss, named parts).
+    trained
+        The part of it whose weights change; checkpoints hold no other.
+    optimiser
+        Of its parameters.
+    batches
+        Maps (epoch, rank, number of workers) to the batches of a worker, equally many on each.
+    plan
+        How long and how fast.
+    validate
+        Score of ``trained``, higher is better; None keeps the last weights.
+    workers
+        Where the loop runs.
+
+    Returns
+    -------
+    dict
+        ``epoch`` (of the weights kept, from 1), ``score`` and the mean parts of the last epoch's loss.
+    """
+    workers = workers or Alone()
+    best, course = copy.deepcopy(trained), _Course()
+    kept = {"trained": trained, "best": best, "course": course}
+    first = 0
+
+    def read(folder: Path) -> None:
+        nonlocal first
+        first = restore(folder, kept, optimiser)
+
+    workers.resume(read)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    parallel = workers.parallel(module)
+    means: dict[str, float] = {}
+    for epoch in range(first, plan.epochs):
+        if plan.patience is not None and epoch - 1 - int(course.best[1]) >= plan.patience:
+            break
+        torch.manual_seed(hash((plan.seed, workers.rank, epoch)) & 0x7FFFFFFF)
+        todo = batches(epoch, workers.rank, workers.world)
+        sums: dict[str, float] = {}
+        module.train()
+        for step, batch in enumerate(todo):
+            factor = plan.schedule((epoch + step / len(todo)) / plan.epochs)
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            loss, parts = parallel(batch)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained.parameters(), _CLIP)
+            optimiser.step()
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        module.eval()
+        means = {name: value / len(todo) for name, value in sums.items()}
+        score = validate() if validate is not None else float(epoch)
+        if score > float(course.best[0]):
+            best.load_state_dict(trained.state_dict())
+            course.best[0], course.best[1] = score, epoch
+        last = epoch + 1
+        workers.report(
+            {"epoch": last, "score": score, **means}, lambda folder, last=last: save(folder, kept, optimiser, last)
+        )
+    trained.load_state_dict(best.state_dict())
+    module.eval()
+    return {"epoch": int(course.best[1]) + 1, "score": float(course.best[0]), **means}
+
+
+def shuffled(n: int, size: int, seed: int, epoch: int, rank: int, world: int) -> Iterator[Any]:
+    """Yield the batches (arrays of indices) of one worker: all of 0 to ``n`` shuffled, wrapped to be equally many."""
+    import numpy as np
+
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    each = -(-n // (size * world))
+    order = np.resize(order, each * size * world) if each * size * world > n and n >= size * world else order
+    for number in range(each):
+        batch = order[(number * world + rank) * size :][:size]
+        yield batch if len(batch) else order[:size]

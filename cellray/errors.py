@@ -10,6 +10,8 @@ value and the way out. Anything else is a bug and keeps its stack trace.
     │   ├── InputError         an input path that does not exist or is of no known kind
     │   ├── LabelError         the label set
     │   ├── ModelError         the checkpoint
+    │   ├── PluginError        a plugin or its registry
+    │   │   └── TissueError    a tissue without a plugin
     │   └── RunLockedError     another run is writing to the same folder
     └── DatasetError           one dataset fails alone, the others go on (exit code 3 if any finished)
         ├── ReadError          the file is damaged or not what it says ├── CountsError        no raw counts ├──
@@ -53,6 +55,14 @@ class LabelError(SettingError):
 
 class ModelError(SettingError):
     """The checkpoint cannot be used."""
+
+
+class PluginError(SettingError):
+    """A plugin version, or the registry it is in, cannot be used."""
+
+
+class TissueError(PluginError):
+    """There is no plugin of that tissue, or the name is none."""
 
 
 class RunLockedError(SettingError):

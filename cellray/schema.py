@@ -29,6 +29,7 @@ MARGIN: Final = "margin"
 SOURCE: Final = "source"
 STATUS: Final = "status"
 ENCODER_CELL_TYPE: Final = "encoder_cell_type"
+GROUP: Final = "group"
 VIEW_X: Final = "x"
 VIEW_Y: Final = "y"
 
@@ -160,3 +161,16 @@ def symbol_tokens() -> pa.Schema:
 def weighted_genes() -> pa.Schema:
     """Genes of a model that keeps those of the largest value times ``weight`` in a cell longer than it takes."""
     return pa.schema([(SYMBOL, pa.string()), (ENSEMBL_ID, pa.string()), (TOKEN, pa.int32()), (WEIGHT, pa.float64())])
+
+
+def labelled_cells() -> pa.Schema:
+    """Binned cells that travel with a plugin: replayed when it is extended, or held out to judge it by."""
+    return pa.schema(
+        [
+            (CELL_ID, pa.string()),
+            (CELL_TYPE, pa.string()),
+            (GROUP, pa.string()),
+            (TOKENS, pa.list_(pa.uint16())),
+            (BINS, pa.list_(pa.int16())),
+        ]
+    )

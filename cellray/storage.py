@@ -119,6 +119,51 @@ def put(uri: str, data: bytes) -> None:
         local.write_bytes(data)
 
 
+def put_if_absent(uri: str, data: bytes) -> None:
+    """Write ``data`` to ``uri`` atomically if nothing is there.
+
+    Raises
+    ------
+    FileExistsError
+        If something is there; of several writers at once all but one get it.
+    """
+    if is_local(uri):
+        path = Path(filesystem(uri)[1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o666 & ~_umask())
+            os.link(name, path)
+        finally:
+            Path(name).unlink()
+        return
+    fs, target = filesystem(uri)
+    with network_errors():
+        fs.pipe_file(target, data, mode="create")
+
+
+@network_errors()
+def size(uri: str) -> int:
+    """Return the bytes of a file."""
+    fs, path = filesystem(uri)
+    return int(fs.info(path)["size"])
+
+
+@network_errors()
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in folder ``uri``, sorted. No folder gives no names."""
+    fs, path = filesystem(uri)
+    try:
+        entries = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(Path(entry["name"].rstrip("/")).name for entry in entries if entry["type"] == "directory")
+
+
 def put_json(uri: str, value: Any) -> None:
     """Write ``value`` as indented JSON with sorted keys, atomically."""
     put(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())

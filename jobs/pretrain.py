@@ -1,14 +1,17 @@
-"""Pre-train a small LangCell-architecture model on labelled cells with Ray Train.
+"""Pre-train a small LangCell or scGPT-architecture model with Ray Train.
 
 ``python -m jobs.pretrain --config FILE --data DIR --out DIR``
 
-Running the same command again after a crash goes on from the last checkpoint. The result is a model folder for
-``--model``.
+The configuration's ``architecture`` says which (``cellray.train.config``). Running the same command again after a crash
+goes on from the last checkpoint. The result is a model folder for ``--model``.
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -23,16 +26,18 @@ from cellray.labels.ontology import Ontology
 from cellray.models import checkpoints
 from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.train.checkpoint import restore
-from cellray.train.config import PretrainConfig
+from cellray.train.config import Architecture, PretrainConfig, ScGPTPretrainConfig
 from cellray.train.prepare import prepare
 from cellray.train.pretrain import Average, Pretrainer, TrainingInput, model_config, train_worker
+from cellray.train.scgpt_corpus import prepare_scgpt
+from cellray.train.scgpt_pretrain import ScGPTInput, ScGPTPretrainer, checkpoint_of, pretrain_worker
 from cellray.train.terms import Terms
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, train, save; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.pretrain", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="YAML of cellray.train.config.PretrainConfig")
+    parser.add_argument("--config", type=Path, required=True, help="YAML of one of the classes in cellray.train.config")
     parser.add_argument(
         "--data", type=Path, required=True, help="folder that the configuration's files are relative to"
     )
@@ -40,19 +45,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("out/train"), help="where checkpoints go")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None, help="CPUs of each worker; default: all, shared evenly")
-    parser.add_argument("--steps", type=int, default=None, help="overrides the configuration")
+    parser.add_argument("--steps", type=int, default=None, help="LangCell: overrides the configuration")
+    parser.add_argument("--epochs", type=int, default=None, help="scGPT: overrides the configuration")
     parser.add_argument("--address", default=None, help="Ray cluster; default: start one here")
     given = parser.parse_args(arguments)
     try:
-        config = PretrainConfig.read(given.config, steps=given.steps)
-        run(config, given)
+        if Architecture.read(given.config).architecture == "scgpt":
+            scgpt(ScGPTPretrainConfig.read(given.config, epochs=given.epochs), given)
+        else:
+            langcell(PretrainConfig.read(given.config, steps=given.steps), given)
     except CellRayError as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return error.exit_code
     return 0
 
 
-def run(config: PretrainConfig, given: argparse.Namespace) -> None:
+def langcell(config: PretrainConfig, given: argparse.Namespace) -> None:
     """Prepare the corpus, train on the cluster and write the model folder."""
     ontology = Ontology()
     prepared = prepare(config, given.data, lambda term: ontology.find(term) == term)
@@ -70,9 +78,35 @@ def run(config: PretrainConfig, given: argparse.Namespace) -> None:
     sys.stdout.write(
         f"{len(prepared.corpus.label)} cells, {cls_token - 2} genes, {len(labels)} labels, {len(terms.ids)} terms\n"
     )
+    average = Average(Pretrainer(training).model, config.average_decay)
+    with trained(train_worker, training, config.name, given) as folder:
+        restore(folder, {"average": average})
+    weights = average.model.state_dict()
+    checkpoint = LangCellCheckpoint(
+        config.name, "", sizes, weights, prepared.genes, prepared.symbols, tokenizer, empty.labels
+    )
+    checkpoints.save(given.out, checkpoint, torch.float16)
+
+
+def scgpt(config: ScGPTPretrainConfig, given: argparse.Namespace) -> None:
+    """Prepare the corpus, train on the cluster and write the model folder."""
+    training = ScGPTInput(config, prepare_scgpt(config, given.data))
+    n_cells = int((~training.corpus.held_out).sum())
+    sys.stdout.write(f"{n_cells} training cells, {training.corpus.genes.num_rows} genes\n")
+    trainer = ScGPTPretrainer(training)
+    with trained(pretrain_worker, training, config.name, given) as folder:
+        restore(folder, {"best": trainer})
+    checkpoints.save(given.out, checkpoint_of(training, trainer.base), torch.float16)
+
+
+@contextmanager
+def trained(
+    worker: Callable[[dict[str, Any]], None], training: Any, name: str, given: argparse.Namespace
+) -> Iterator[Path]:
+    """Train on the cluster, from the last checkpoint if there is one; yields the folder of the final state."""
     with ray_session(given.address) as resources:
         trainer = TorchTrainer(
-            train_worker,
+            worker,
             train_loop_config={"given": training},
             torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -80,24 +114,18 @@ def run(config: PretrainConfig, given: argparse.Namespace) -> None:
                 resources_per_worker={"CPU": given.threads or max(1, resources.cpus // given.workers)},
             ),
             run_config=RunConfig(
-                name=config.name,
+                name=name,
                 storage_path=str(given.runs.resolve()),
                 failure_config=FailureConfig(max_failures=3),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
             ),
         )
         result = trainer.fit()
-    average = Average(Pretrainer(training).model, config.average_decay)
     if result.checkpoint is None:
-        msg = f"training {config.name!r} ended without a checkpoint; see {given.runs}"
+        msg = f"training {name!r} ended without a checkpoint; see {given.runs}"
         raise CellRayError(msg)
     with result.checkpoint.as_directory() as folder:
-        restore(Path(folder), {"average": average})
-    weights = average.model.state_dict()
-    checkpoint = LangCellCheckpoint(
-        config.name, "", sizes, weights, prepared.genes, prepared.symbols, tokenizer, empty.labels
-    )
-    checkpoints.save(given.out, checkpoint, torch.float16)
+        yield Path(folder)
     sys.stdout.write(f"{given.out}: {result.metrics}\n")
 
 

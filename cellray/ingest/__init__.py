@@ -8,7 +8,7 @@ from cellray.ingest.beside import check_beside, read_coordinates, read_graph, re
 from cellray.ingest.genes import GeneIndex, GeneMatch
 from cellray.ingest.plan import DatasetPlan, inspect_dataset
 from cellray.ingest.rejects import count_rejects
-from cellray.ingest.rows import RowBlock, Shard, read_rows, read_shard
+from cellray.ingest.rows import RowBlock, Shard, judge, read_rows, read_shard
 from cellray.ingest.sources import DatasetSource, find_sources
 from cellray.ingest.staging import needs_staging, stage
 
@@ -23,6 +23,7 @@ __all__ = [
     "count_rejects",
     "find_sources",
     "inspect_dataset",
+    "judge",
     "needs_staging",
     "read_coordinates",
     "read_graph",

@@ -1,6 +1,6 @@
 """Cells of a dataset by row range: as they are in the file, or judged and laid out in a model's gene slots.
 
-Contract: both functions open the dataset, read rows ``start`` to ``stop`` and close it; memory is bounded by those
+Contract: the readers open the dataset, read rows ``start`` to ``stop`` and close it; memory is bounded by those
 rows. The result is the same for every layout and for every way the range is cut. A bad cell is a row with a reject
 code, never an error. Neither normalises nor ranks: that is ``cellray.tokenize``.
 """
@@ -89,18 +89,25 @@ def read_shard(plan: DatasetPlan, start: int, stop: int, *, min_genes: int, n_sl
     ValueError, ReadError
         As ``read_rows``.
     """
-    block = read_rows(plan, start, stop)
+    return judge(read_rows(plan, start, stop), plan.slots, min_genes=min_genes, n_slots=n_slots, integers=plan.integers)
+
+
+def judge(block: RowBlock, slots: np.ndarray, *, min_genes: int, n_slots: int, integers: bool = True) -> Shard:
+    """Judge the cells of ``block`` and lay them out; ``slots`` int32[columns] as in ``DatasetPlan``, -1 for none.
+
+    Without ``integers`` other values than whole numbers are no fault.
+    """
     counts = block.counts
     with np.errstate(over="ignore", invalid="ignore"):
         total = counts.sum(axis=1, dtype=np.float64).A1.astype(np.float32)
         failed = {
             RejectCode.NOT_FINITE: ~np.isfinite(total),
             RejectCode.NEGATIVE_COUNT: _any_in_row(counts, counts.data < 0),
-            RejectCode.NON_INTEGER_COUNT: _any_in_row(counts, plan.integers & (counts.data != np.rint(counts.data))),
+            RejectCode.NON_INTEGER_COUNT: _any_in_row(counts, integers & (counts.data != np.rint(counts.data))),
         }
     no_counts = np.logical_or.reduce(list(failed.values()))
     counts = _empty_rows(counts, no_counts)
-    merged = _to_slots(counts, plan.slots, n_slots)
+    merged = _to_slots(counts, slots, n_slots)
     n_counts = np.where(no_counts, np.float32(0), total)
     n_genes = np.diff(merged.indptr).astype(np.int32)
     failed |= {

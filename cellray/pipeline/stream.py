@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -26,6 +25,7 @@ from cellray.cluster import Resources
 from cellray.errors import CellRayError, EncodeError, ReadError, SettingError, WriteError, boundary, one_line
 from cellray.ingest import DatasetPlan, read_shard
 from cellray.pipeline.order import Scoring
+from cellray.tokenize.shards import token_table
 from cellray.tokenize.tokenizers import Tokenizer
 
 _READ_CPUS = 0.5
@@ -134,17 +134,7 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
 def token_shard(plan: DatasetPlan, start: int, stop: int, *, tokenizer: Tokenizer, min_genes: int) -> pa.Table:
     """Read, judge and tokenise cells ``start`` to ``stop``; returns ``schema.token_shard()``."""
     shard = read_shard(plan, start, stop, min_genes=min_genes, n_slots=len(tokenizer.tokens))
-    present = np.unique(plan.slots[plan.slots >= 0])
-    tokens = tokenizer(shard.counts, shard.n_counts, shard.cell_ids, present)
-    columns = [
-        pa.array(np.arange(start, stop)),
-        pa.array(shard.cell_ids, pa.string()),
-        pa.array(shard.n_counts),
-        pa.array(shard.n_genes),
-        pa.array(shard.reject_codes, pa.string()),
-        *tokens.values(),
-    ]
-    return pa.table(columns, schema=schema.token_shard(binned=tokenizer.binned))
+    return token_table(shard, tokenizer, plan.slots)
 
 
 def _read(batch: pa.Table, *, plans: list[Any], tokenizer: Any, min_genes: int) -> pa.Table:

@@ -1,7 +1,7 @@
 """What a pre-training run may be told. Unknown fields are errors; the file is saved beside the model it made."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +14,7 @@ class _Strict(BaseModel):
 
 
 class HoldOut(_Strict):
-    """Cells never trained on: a ``fraction`` by hash of the cell name, or the ``values`` of obs column ``key``."""
+    """Cells never trained on: a ``fraction`` by hash of the cell name, and the ``values`` of obs column ``key``."""
 
     fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     key: str | None = None
@@ -22,10 +22,13 @@ class HoldOut(_Strict):
 
 
 class TrainingSet(_Strict):
-    """One labelled dataset: its file under the data folder and the obs column of Cell Ontology ids."""
+    """One dataset: its file under the data folder and the obs column of labels (for LangCell Cell Ontology ids).
+
+    Only scGPT takes a set without labels (None).
+    """
 
     file: str
-    label_key: str = "cell_type_ontology_id"
+    label_key: str | None = "cell_type_ontology_id"
     hold_out: HoldOut = HoldOut()
 
 
@@ -40,9 +43,60 @@ class Sizes(_Strict):
     dropout: float = 0.1
 
 
-class PretrainConfig(_Strict):
-    """The whole run. ``steps`` are optimiser steps of ``batch_cells`` cells per worker."""
+class _FromFile(_Strict):
+    """What a run reads from a YAML file."""
 
+    @classmethod
+    def read(cls, path: Path, **overrides: Any) -> Self:
+        """Read a YAML file; anything wrong is a ``SettingError`` naming the file and the field."""
+        try:
+            values = yaml.safe_load(path.read_text())
+            return cls(**{**values, **{key: value for key, value in overrides.items() if value is not None}})
+        except ValidationError as error:
+            first = error.errors()[0]
+            msg = f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise SettingError(msg) from error
+        except (OSError, yaml.YAMLError, TypeError) as error:
+            msg = f"{path}: {one_line(error)}"
+            raise SettingError(msg) from error
+
+
+class Architecture(_FromFile):
+    """Which kind of model a configuration is of; the other fields are those of its class."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    architecture: Literal["langcell", "scgpt"] = "langcell"
+
+
+class ScGPTPretrainConfig(_FromFile):
+    """Pre-training of a small scGPT-architecture base; an epoch is one pass over the training cells."""
+
+    architecture: Literal["scgpt"]
+    name: str
+    seed: int = 0
+    sets: tuple[TrainingSet, ...]
+    top_genes: Annotated[int, Field(ge=1, description="highly variable genes of each set; the model knows all")] = 1200
+    sizes: Sizes
+    n_bins: Annotated[int, Field(ge=3)] = 51
+    epochs: Annotated[int, Field(ge=1)] = 9
+    batch_cells: Annotated[int, Field(ge=1)] = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    mask_share: Annotated[float, Field(ge=0, le=1, description="share of values masked")] = 0.15
+    drops: Annotated[tuple[float, ...], Field(min_length=1, description="shares of a cell's genes left out")] = (
+        0.15,
+        0.4,
+        0.6,
+    )
+    masked_weight: float = 0.3
+    class_weight: float = 0.5
+
+
+class PretrainConfig(_FromFile):
+    """The whole run of a LangCell. ``steps`` are optimiser steps of ``batch_cells`` cells per worker."""
+
+    architecture: Literal["langcell"] = "langcell"
     name: str
     seed: int = 0
     sets: tuple[TrainingSet, ...]
@@ -78,17 +132,3 @@ class PretrainConfig(_Strict):
     def all_steps(self) -> int:
         """Steps of both phases."""
         return self.steps + self.matching_steps
-
-    @classmethod
-    def read(cls, path: Path, **overrides: Any) -> Self:
-        """Read a YAML file; anything wrong is a ``SettingError`` naming the file and the field."""
-        try:
-            values = yaml.safe_load(path.read_text())
-            return cls(**{**values, **{key: value for key, value in overrides.items() if value is not None}})
-        except ValidationError as error:
-            first = error.errors()[0]
-            msg = f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise SettingError(msg) from error
-        except (OSError, yaml.YAMLError, TypeError) as error:
-            msg = f"{path}: {one_line(error)}"
-            raise SettingError(msg) from error

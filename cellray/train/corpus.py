@@ -70,11 +70,14 @@ class Batch:
 
 
 def held_out(rule: HoldOut, cell_ids: Sequence[str], groups: Sequence[str] | None) -> np.ndarray:
-    """Return the (n,) flag of cells that ``rule`` keeps from training; it depends on a cell's name or group alone."""
-    if rule.values:
-        return np.isin(np.asarray(groups, dtype=object).astype(str), rule.values)
-    draws = [int.from_bytes(hashlib.sha256(cell.encode()).digest()[:4]) / 2**32 for cell in cell_ids]
-    return np.array(draws) < rule.fraction
+    """Return the (n,) flag of cells that ``rule`` keeps from training; it depends on a cell's name and group alone."""
+    drawn = draws(cell_ids) < rule.fraction
+    return drawn | np.isin(np.asarray(groups, dtype=object).astype(str), rule.values) if rule.values else drawn
+
+
+def draws(names: Sequence[str]) -> np.ndarray:
+    """Return (n,) numbers in [0, 1) that depend on each name alone: what splits are made of."""
+    return np.array([int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32 for name in names])
 
 
 class Sampler:

@@ -29,13 +29,14 @@ _LONGEST = 2048
 
 @dataclass(frozen=True)
 class Cells:
-    """One dataset in memory: counts (n x distinct Ensembl ids), their ids and symbols, label ids and held-out flags."""
+    """One dataset in memory: counts (n x distinct Ensembl ids), ids and symbols; labels, names and held-out flags."""
 
     counts: sparse.csr_matrix
     genes: np.ndarray
     symbols: pd.DataFrame
     n_counts: np.ndarray
     labels: np.ndarray
+    names: np.ndarray
     held_out: np.ndarray
 
 
@@ -100,7 +101,10 @@ def read_cells(folder: Path, entry: TrainingSet) -> Cells:
         genes[known],
         symbols,
         np.asarray(counts.sum(1), np.float32).ravel(),
-        data.obs[entry.label_key].astype(str).to_numpy(),
+        np.full(data.n_obs, "", object)
+        if entry.label_key is None
+        else data.obs[entry.label_key].astype(str).to_numpy(),
+        np.array(data.obs_names.astype(str)),
         held_out(entry.hold_out, list(data.obs_names.astype(str)), groups),
     )
 

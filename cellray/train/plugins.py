@@ -1,0 +1,155 @@
+"""Training of a MoE-LoRA plugin on a frozen base: experts and head together, cross-entropy, Adam with cosine decay.
+
+Contract: cells in tokens in, a plugin out; the base does not change. Deviations from scAgent: those of
+``cellray.models.moe_lora``, and the reserved classes of the head take no part (their logits are left out). With
+``below`` the loss knows which classes are kinds of others. Datasets, registries and gates are not its business.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cellray.models.moe_lora import MoELoRAConfig, Plugin
+from cellray.models.packed import Segments
+from cellray.models.scgpt import Adapter, ScGPT, packed_inputs
+from cellray.tokenize.cells import Cells
+from cellray.train.corpus import draws
+from cellray.train.loop import Alone, Plan, fit, shuffled
+from cellray.train.losses import hierarchical
+
+CLS_VALUE = 0.0
+"""Value of CLS where cells are classified, as upstream's fine-tuning has it."""
+_PREDICTED = 256
+
+
+@dataclass(frozen=True)
+class PluginSettings:
+    """How a plugin is made; sizes as in ``MoELoRAConfig``, ``patience`` in epochs of the validation accuracy."""
+
+    n_experts: int = 5
+    rank: int = 8
+    alpha: float = 8.0
+    n_classes: int = 200
+    epochs: int = 8
+    patience: int = 3
+    batch_cells: int = 32
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PluginInput:
+    """What every worker needs: a base, cells to learn from and to stop by, and the classes in their order.
+
+    ``below`` (classes, classes) is whether the column's class is the row's or a kind of it; None: plain cross-entropy.
+    """
+
+    base: ScGPT
+    training: Cells
+    validation: Cells
+    classes: Sequence[str]
+    settings: PluginSettings
+    below: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed cells and the number of each one's class."""
+
+    ids: Tensor
+    values: Tensor
+    cells: Segments
+    target: Tensor
+
+
+def batch_of(base: ScGPT, cells: Cells, rows: np.ndarray, number: dict[str, int]) -> Batch:
+    """Pack cells ``rows``."""
+    ids, values, lengths = packed_inputs(base.config, cells.tokens, cells.bins, cells.offsets, rows, CLS_VALUE)
+    target = torch.tensor([number.get(label, -1) for label in cells.labels[rows].tolist()])
+    return Batch(torch.from_numpy(ids), torch.from_numpy(values), Segments.of(lengths), target)
+
+
+def states_of(base: ScGPT, cells: Cells, adapter: Adapter | None) -> Tensor:
+    """Return the (n, hidden) CLS states of all cells."""
+    found = [torch.empty(0, base.config.hidden_size)]
+    with torch.inference_mode():
+        for rows in np.array_split(np.arange(len(cells)), max(1, -(-len(cells) // _PREDICTED))):
+            batch = batch_of(base, cells, rows, {})
+            if len(rows):
+                found.append(base.encode_cells(batch.ids, batch.values, batch.cells, adapter))
+    return torch.cat(found)
+
+
+def predict(base: ScGPT, plugin: Plugin, cells: Cells) -> np.ndarray:
+    """Return the (n, used) class probabilities of all cells."""
+    states = states_of(base, cells, plugin)
+    with torch.inference_mode():
+        return plugin.classify(states).numpy()
+
+
+def right(base: ScGPT, plugin: Plugin, cells: Cells, classes: Sequence[str]) -> np.ndarray:
+    """Return (n,) bool: whether a cell's most likely class is its label."""
+    return np.array(classes, dtype=str)[predict(base, plugin, cells).argmax(1)] == cells.labels
+
+
+def split(cells: Cells, hold_out: float, *, by_group: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Choose cells that are not trained on: half of ``hold_out`` to stop by, half to be judged by; two (n,) bool.
+
+    Chosen by hash of the name, or, ``by_group``, whole groups in the order of their hash.
+    """
+    if not by_group:
+        drawn = draws(cells.names.tolist())
+    else:
+        names, group, sizes = np.unique(cells.groups, return_inverse=True, return_counts=True)
+        order = np.argsort(draws(names.tolist()), kind="stable")
+        before = np.empty(len(names))
+        before[order] = (np.cumsum(sizes[order]) - sizes[order]) / len(cells)
+        drawn = before[group]
+    return (drawn >= hold_out / 2) & (drawn < hold_out), drawn < hold_out / 2
+
+
+class PluginTrainer(nn.Module):
+    """The loss of a plugin on a frozen base, as one module so that gradients are averaged over workers."""
+
+    def __init__(self, base: ScGPT, plugin: Plugin, below: np.ndarray | None = None) -> None:
+        super().__init__()
+        self.base, self.plugin = base.requires_grad_(requires_grad=False), plugin
+        self.below = None if below is None else torch.from_numpy(below)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and it again by name."""
+        logits = self.plugin.logits(self.base.encode_cells(batch.ids, batch.values, batch.cells, self.plugin))
+        loss = (
+            F.cross_entropy(logits, batch.target)
+            if self.below is None
+            else hierarchical(logits, batch.target, self.below)
+        )
+        return loss, {"loss": loss.detach()}
+
+
+def train(given: PluginInput, workers: Alone | None = None) -> tuple[Plugin, dict[str, Any]]:
+    """Train a plugin; returns it with the weights of its best epoch, and what the loop says of itself."""
+    settings, base = given.settings, given.base
+    torch.manual_seed(settings.seed)
+    config = MoELoRAConfig.of(base.config, n_experts=settings.n_experts, rank=settings.rank, alpha=settings.alpha)
+    config = MoELoRAConfig(**{**vars(config), "n_classes": settings.n_classes})
+    plugin = Plugin(config, len(given.classes))
+    number = {name: index for index, name in enumerate(given.classes)}
+    facts = fit(
+        PluginTrainer(base, plugin, given.below),
+        plugin,
+        torch.optim.Adam(plugin.parameters(), settings.learning_rate),
+        lambda epoch, rank, world: [
+            batch_of(base, given.training, rows, number)
+            for rows in shuffled(len(given.training), settings.batch_cells, settings.seed, epoch, rank, world)
+        ],
+        Plan(settings.epochs, settings.seed, patience=settings.patience),
+        validate=lambda: float(np.mean(right(base, plugin, given.validation, given.classes))),
+        workers=workers,
+    )
+    return plugin, facts

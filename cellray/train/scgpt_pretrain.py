@@ -1,0 +1,145 @@
+"""Pre-training of a small scGPT-architecture base: expression from CLS, masked values, labels of training cells.
+
+Deviations from scGPT's pre-training, made for a base of a few hundred thousand weights and a few thousand cells:
+
+1. CLS predicts the standardised expression of every gene by a linear map of its own; upstream multiplies gene and cell
+   vectors for the genes of a batch.
+2. Masked values are predicted by a two-layer head on the gene's own state, in the same pass.
+3. Labels of the training cells are predicted from CLS, a dataset's cells among its own labels: without them a base of
+   this size is worse than the genes themselves.
+4. A share of a cell's genes is left out, drawn anew each time, so that shallow cells and small panels are nothing new.
+
+The heads are not kept. The loop is ``cellray.train.loop``.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cellray.models.packed import Segments
+from cellray.models.scgpt import ScGPT, packed_inputs
+from cellray.models.scgpt_folder import ScGPTCheckpoint
+from cellray.train.config import ScGPTPretrainConfig
+from cellray.train.initial import initialise
+from cellray.train.loop import OnRay, Plan, fit, shuffled
+from cellray.train.scgpt_corpus import ScGPTCorpus, model_config
+
+_MASK_VALUE = -1.0
+_WARM_UP = 0.1
+_LARGE = 1e9
+
+
+@dataclass(frozen=True)
+class ScGPTInput:
+    """What every worker needs."""
+
+    config: ScGPTPretrainConfig
+    corpus: ScGPTCorpus
+
+
+@dataclass(frozen=True)
+class _Batch:
+    ids: Tensor
+    values: Tensor
+    cells: Segments
+    masked: Tensor
+    truth: Tensor
+    rows: np.ndarray
+
+
+class ScGPTPretrainer(nn.Module):
+    """The base with the heads of its losses."""
+
+    def __init__(self, given: ScGPTInput) -> None:
+        super().__init__()
+        self.corpus, self.config = given.corpus, given.config
+        sizes = model_config(given.config, given.corpus.genes.num_rows)
+        self.base = ScGPT(sizes)
+        width = sizes.hidden_size
+        self.expression = nn.Linear(width, given.corpus.genes.num_rows)
+        self.value = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, 1))
+        self.classes = nn.Linear(width, given.corpus.classes.shape[1])
+        self.apply(initialise)
+
+    def forward(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted loss and its parts."""
+        corpus, config = self.corpus, self.config
+        states = self.base.encode_genes(batch.ids, batch.values, batch.cells)
+        cls = states[batch.cells.first]
+        dataset, label = corpus.dataset[batch.rows], torch.from_numpy(corpus.label[batch.rows])
+        known = torch.from_numpy(corpus.known[dataset])
+        error = (self.expression(cls) - torch.from_numpy(corpus.targets(batch.rows))) ** 2
+        found = self.value(states[batch.masked])[:, 0]
+        logits = self.classes(cls).masked_fill(~torch.from_numpy(corpus.classes[dataset]), -_LARGE)
+        parts = {
+            "expression": error[known].mean(),
+            "masked": F.mse_loss(found, batch.truth) if len(found) else found.sum(),
+            # Cells without a label count as no cell, also where a batch has no other.
+            "classes": F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
+            / (label >= 0).sum().clamp(min=1),
+        }
+        total = parts["expression"] + config.masked_weight * parts["masked"] + config.class_weight * parts["classes"]
+        return total, {name: value.detach() for name, value in parts.items()}
+
+
+def batches(given: ScGPTInput, epoch: int, rank: int, world: int) -> list[_Batch]:
+    """Return the batches of a worker in an epoch: training cells with genes left out and values masked."""
+    corpus, config = given.corpus, given.config
+    training = np.flatnonzero(~corpus.held_out & (np.diff(corpus.offsets) > 0))
+    rng = np.random.default_rng([config.seed, epoch, rank, 1])
+    found = []
+    for at in shuffled(len(training), config.batch_cells, config.seed, epoch, rank, world):
+        rows = np.sort(training[at])
+        ids, values, lengths = packed_inputs(
+            model_config(config, corpus.genes.num_rows), corpus.tokens, corpus.bins, corpus.offsets, rows, 0.0
+        )
+        cell = np.repeat(np.arange(len(rows)), lengths)
+        is_cls = np.r_[True, cell[1:] != cell[:-1]]
+        kept = is_cls | (rng.random(len(ids)) >= rng.choice(config.drops, len(rows))[cell])
+        ids, values, cell, is_cls = ids[kept], values[kept], cell[kept], is_cls[kept]
+        masked = np.flatnonzero((rng.random(len(ids)) < config.mask_share) & ~is_cls)
+        truth = values[masked] / config.n_bins
+        values[masked] = _MASK_VALUE
+        cells = Segments.of(np.bincount(cell, minlength=len(rows)).tolist())
+        found.append(
+            _Batch(*map(torch.from_numpy, (ids, values)), cells, *map(torch.from_numpy, (masked, truth)), rows)
+        )
+    return found
+
+
+def one_cycle(share: float) -> float:
+    """Linear warm-up over a tenth of the steps, then a cosine to zero."""
+    if share < _WARM_UP:
+        return share / _WARM_UP + 1e-3
+    return 0.5 * (1 + float(np.cos(np.pi * (share - _WARM_UP) / (1 - _WARM_UP))))
+
+
+def pretrain(given: ScGPTInput, workers: Any = None) -> tuple[ScGPTPretrainer, dict[str, float]]:
+    """Train a base; returns it with its heads, and what the loop says of itself."""
+    config = given.config
+    torch.manual_seed(config.seed)
+    trainer = ScGPTPretrainer(given)
+    optimiser = torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    facts = fit(
+        trainer,
+        trainer,
+        optimiser,
+        lambda epoch, rank, world: batches(given, epoch, rank, world),
+        Plan(config.epochs, config.seed, one_cycle),
+        workers=workers,
+    )
+    return trainer, facts
+
+
+def checkpoint_of(given: ScGPTInput, base: ScGPT) -> ScGPTCheckpoint:
+    """Return the trained base as the content of a model folder; it has no classes."""
+    return ScGPTCheckpoint(given.config.name, "", base.config, base.state_dict(), given.corpus.genes, [])
+
+
+def pretrain_worker(loop: dict[str, ScGPTInput]) -> None:
+    """Run the loop of ``loop["given"]`` on one Ray Train worker."""
+    pretrain(loop["given"], OnRay())

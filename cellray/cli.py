@@ -18,6 +18,7 @@ from cellray.errors import CellRayError, Terminated, one_line
 
 if TYPE_CHECKING:
     from cellray.pipeline import RunResult
+    from cellray.plugins.registry import Registry
     from cellray.settings import AnnotateSettings
 
 app = typer.Typer(
@@ -65,6 +66,10 @@ def annotate(
     labels: Annotated[
         str | None, typer.Option(help="one label a line: name, Cell Ontology id, or label<TAB>text")
     ] = None,
+    plugins: Annotated[
+        str | None, typer.Option(help="registry of scGPT plugins that label the cells: path or s3://")
+    ] = None,
+    tissue: Annotated[str | None, typer.Option(help="tissue of all cells; else each cell's is found")] = None,
     alpha: Annotated[
         float, typer.Option(help="weight of similarity against cell-text matching; 1 skips matching")
     ] = 0.2,
@@ -97,6 +102,8 @@ def annotate(
         out=out,
         model=model,
         labels=labels,
+        plugins=plugins,
+        tissue=tissue,
         alpha=alpha,
         ctm_top_k=ctm_top_k,
         precision=precision,
@@ -303,6 +310,91 @@ def convert_model(
     checkpoints.save(out_dir, checkpoint)
     digest = checkpoints.load(str(out_dir)).digest
     typer.echo(f"{out_dir}: {checkpoint.genes.num_rows:,} genes, digest {digest[:12]}")
+
+
+plugins_app = typer.Typer(help="Plugin versions in a registry: list, show, promote, roll back.", no_args_is_help=True)
+app.add_typer(plugins_app, name="plugins")
+
+_Registry = Annotated[str | None, typer.Option(help="path or s3://; default $CELLRAY_REGISTRY, else ./plugins")]
+_Tissue = Annotated[str, typer.Argument(help="tissue; `tissues` is the plugin that tells them apart")]
+_Reason = Annotated[str, typer.Option(help="noted in the history")]
+
+
+@plugins_app.command("list")
+def plugins_list(*, registry: _Registry = None, as_json: _Json = False) -> None:
+    """List the tissues, the promoted version of each and how many versions there are."""
+    store = _registry(registry)
+    rows = [
+        {"tissue": name, "promoted": store.promoted(name), "versions": len(store.versions(name))}
+        for name in store.known()
+    ]
+    if as_json:
+        _print_json(rows)
+    for row in [] if as_json else rows:
+        typer.echo(f"{row['tissue']:<24}  {(row['promoted'] or 'none')[:12]}  {row['versions']} version(s)")
+
+
+@plugins_app.command("show")
+def plugins_show(
+    tissue: _Tissue,
+    *,
+    version: Annotated[str | None, typer.Option(help="digest or its beginning; default: the promoted one")] = None,
+    registry: _Registry = None,
+    as_json: _Json = False,
+) -> None:
+    """Show a version: base, classes, metrics; and the tissue's versions and history."""
+    from cellray.plugins.registry import tissue_name
+    from cellray.plugins.router import no_plugin
+
+    store = _registry(registry)
+    wanted = version or store.promoted(tissue)
+    if wanted is None:
+        raise no_plugin(tissue, store.tissues())
+    found = store.get(tissue, wanted)
+    facts = {
+        "tissue": tissue_name(tissue),
+        "task": found.task,
+        "version": next(one for one in store.versions(tissue) if one.startswith(wanted)),
+        "promoted": store.promoted(tissue),
+        "parent": found.parent,
+        "base": f"{found.base} {found.base_digest}",
+        "classes": found.names,
+        "reserved": found.config.n_classes - len(found.labels),
+        "metrics": found.metrics,
+        "versions": store.versions(tissue),
+        "history": [vars(change) for change in store.history(tissue)],
+    }
+    if as_json:
+        _print_json(facts)
+    else:
+        typer.echo(
+            "\n".join(f"{key:<10}  {_text(value) if key != 'metrics' else value}" for key, value in facts.items())
+        )
+
+
+@plugins_app.command("promote")
+def plugins_promote(
+    tissue: _Tissue,
+    version: Annotated[str, typer.Argument(help="digest or its beginning (6 characters or more)")],
+    *,
+    reason: _Reason = "",
+    registry: _Registry = None,
+) -> None:
+    """Make a version the one that is used, whatever the gate said of it."""
+    typer.echo(f"{tissue}: {_registry(registry).promote(tissue, version, reason=reason)} promoted")
+
+
+@plugins_app.command("rollback")
+def plugins_rollback(tissue: _Tissue, *, reason: _Reason = "", registry: _Registry = None) -> None:
+    """Go back to the version that was promoted before."""
+    typer.echo(f"{tissue}: back to {_registry(registry).rollback(tissue, reason=reason)}")
+
+
+def _registry(uri: str | None) -> "Registry":
+    from cellray.plugins.registry import Registry
+    from cellray.settings import Environment
+
+    return Registry(uri or Environment().registry)
 
 
 def main() -> None:

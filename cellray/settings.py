@@ -8,9 +8,10 @@ variables of ours.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cellray.errors import SettingError
@@ -37,6 +38,8 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CELLRAY_", extra="ignore")
 
     object_store_bytes: int = Field(default=1 << 30, ge=80 << 20, description="size of a local Ray object store")
+    registry: str = Field(default="plugins", description="plugin registry that the jobs and verbs use, path or s3://")
+    api_key: SecretStr | None = Field(default=None, description="what clients of the served apps must show")
     ray_temp_dir: str | None = Field(default=None, description="where a local Ray keeps its session files")
 
 
@@ -80,6 +83,8 @@ class AnnotateSettings(RefineSettings):
     out: str = Field(min_length=1)
     model: str = "mini"
     labels: str | None = None
+    plugins: str | None = None
+    tissue: str | None = None
     task: Literal["annotate", "embed"] = "annotate"
     alpha: float = Field(default=0.2, ge=0, le=1)
     ctm_top_k: int | None = Field(default=None, ge=1, description="an approximation; None matches all labels")
@@ -94,6 +99,16 @@ class AnnotateSettings(RefineSettings):
     encoders: int | None = Field(default=None, ge=1)
     address: str | None = None
 
+    @model_validator(mode="after")
+    def _plugins(self) -> Self:
+        if self.tissue is not None and self.plugins is None:
+            msg = f"tissue {self.tissue!r} chooses among plugins; give their registry with --plugins too"
+            raise ValueError(msg)
+        if self.plugins is not None and (self.labels is not None or self.task == "embed"):
+            msg = "plugins have classes of their own; leave --labels away, and use annotate, not embed"
+            raise ValueError(msg)
+        return self
+
     @classmethod
     def checked(cls, **values: Any) -> Self:
         """Build settings; a wrong value is a ``SettingError`` in one line that names the field and the value."""
@@ -107,10 +122,16 @@ class AnnotateSettings(RefineSettings):
             msg = f"{where}{first['msg'].removeprefix('Value error, ')}{got}"
             raise SettingError(msg) from error
 
-    def scoring_key(self, model_digest: str, label_texts: list[tuple[str, str]]) -> str:
-        """Hash of everything that changes a cell's score. ``label_texts`` are (name, text) in column order."""
-        chosen = self.model_dump(include=_OF_SCORES)
-        return _hash({**chosen, "model": model_digest, "labels": label_texts, "schema": SCHEMA_VERSION})
+    def scoring_key(
+        self, model_digest: str, label_texts: list[tuple[str, str]], plugins: Sequence[str | None] = ()
+    ) -> str:
+        """Hash of everything that changes a cell's score.
+
+        ``label_texts`` are (name, text) in column order, ``plugins`` the digests of those that take part.
+        """
+        known = {**self.model_dump(include=_OF_SCORES), "model": model_digest, "labels": label_texts}
+        # Without plugins the key is what it was before there were any, so that earlier scores stay good.
+        return _hash({**known, "schema": SCHEMA_VERSION, **({"plugins": list(plugins)} if plugins else {})})
 
     def refining_key(self, scoring_key: str) -> str:
         """Hash of everything that changes a cell's label: the scores and how they are refined."""

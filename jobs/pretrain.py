@@ -8,18 +8,12 @@ goes on from the last checkpoint. The result is a model folder for ``--model``.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from cellray import storage
-from cellray.cluster import ray_session
 from cellray.errors import CellRayError, one_line
 from cellray.labels.candidates import Label, prompt
 from cellray.labels.ontology import Ontology
@@ -32,6 +26,7 @@ from cellray.train.pretrain import Average, Pretrainer, TrainingInput, model_con
 from cellray.train.scgpt_corpus import prepare_scgpt
 from cellray.train.scgpt_pretrain import ScGPTInput, ScGPTPretrainer, checkpoint_of, pretrain_worker
 from cellray.train.terms import Terms
+from jobs.training import add_arguments, trained
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,12 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--data", type=Path, required=True, help="folder that the configuration's files are relative to"
     )
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--runs", type=Path, default=Path("out/train"), help="where checkpoints go")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=None, help="CPUs of each worker; default: all, shared evenly")
     parser.add_argument("--steps", type=int, default=None, help="LangCell: overrides the configuration")
     parser.add_argument("--epochs", type=int, default=None, help="scGPT: overrides the configuration")
-    parser.add_argument("--address", default=None, help="Ray cluster; default: start one here")
+    add_arguments(parser)
     given = parser.parse_args(arguments)
     try:
         if Architecture.read(given.config).architecture == "scgpt":
@@ -97,36 +89,6 @@ def scgpt(config: ScGPTPretrainConfig, given: argparse.Namespace) -> None:
     with trained(pretrain_worker, training, config.name, given) as folder:
         restore(folder, {"best": trainer})
     checkpoints.save(given.out, checkpoint_of(training, trainer.base), torch.float16)
-
-
-@contextmanager
-def trained(
-    worker: Callable[[dict[str, Any]], None], training: Any, name: str, given: argparse.Namespace
-) -> Iterator[Path]:
-    """Train on the cluster, from the last checkpoint if there is one; yields the folder of the final state."""
-    with ray_session(given.address) as resources:
-        trainer = TorchTrainer(
-            worker,
-            train_loop_config={"given": training},
-            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=given.workers,
-                resources_per_worker={"CPU": given.threads or max(1, resources.cpus // given.workers)},
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=str(given.runs.resolve()),
-                failure_config=FailureConfig(max_failures=3),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-            ),
-        )
-        result = trainer.fit()
-    if result.checkpoint is None:
-        msg = f"training {name!r} ended without a checkpoint; see {given.runs}"
-        raise CellRayError(msg)
-    with result.checkpoint.as_directory() as folder:
-        yield Path(folder)
-    sys.stdout.write(f"{given.out}: {result.metrics}\n")
 
 
 def text_tokenizer(ontology: Ontology, vocab: int, kept: Path) -> Tokenizer:

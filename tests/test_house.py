@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "encode": BASE | {"models", "tokenize", "labels"},
     "train": BASE | {"models", "tokenize", "labels"},
     "report": BASE | {"labels"},
+    "plugins": BASE | {"ingest", "tokenize", "models", "labels", "encode", "train"},
 }
 MAY_USE_RAY = {"pipeline", "cluster", "train"}
 

@@ -29,7 +29,7 @@ from cellray.models.state import digest
 
 Checkpoint = LangCellCheckpoint | ScGPTCheckpoint
 
-BUNDLED = {"mini": Path(__file__).parent / "mini"}
+BUNDLED = {"mini": Path(__file__).parent / "mini", "mini-scgpt": Path(__file__).parent / "mini_scgpt"}
 
 _KINDS: dict[str, type[LangCellCheckpoint] | type[ScGPTCheckpoint]] = {
     kind.FORMAT: kind for kind in (LangCellCheckpoint, ScGPTCheckpoint)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from cellray.models.packed import Segments, exact
-from cellray.models.scgpt import ClassHead, ScGPTConfig
+from cellray.models.scgpt import ClassHead
 from cellray.models.state import State
 
 _QUERIES, _VALUES = 0, 1
@@ -40,11 +40,6 @@ class MoELoRAConfig:
     alpha: float = 8.0
     n_classes: int = 200
     class_layers: int = 3
-
-    @classmethod
-    def of(cls, base: ScGPTConfig, *, n_experts: int = 5, rank: int = 8, alpha: float = 8.0) -> "MoELoRAConfig":
-        """Return the sizes of a plugin for ``base``."""
-        return cls(base.hidden_size, base.num_layers, n_experts, rank, alpha)
 
 
 class MoELoRA(nn.Module):

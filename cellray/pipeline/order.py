@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cellray import schema, storage
+from cellray.plugins.router import Chosen
 from cellray.settings import RefineSettings
 from cellray.tokenize.tokenizers import Tokenizer
 
@@ -13,7 +14,7 @@ class Scoring:
     """What scores a cell: the model's folder and tokenizer, and the labels with their texts; without any it embeds.
 
     ``embedding_key`` and ``embedding_width`` say where embeddings go and how wide they are; ``max_tokens`` is None for
-    the model's own.
+    the model's own; ``plugins`` are those that score instead of the model alone.
     """
 
     model: str
@@ -28,6 +29,7 @@ class Scoring:
     ctm_top_k: int | None = None
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_tokens: int | None = None
+    plugins: Chosen | None = None
 
 
 @dataclass(frozen=True)

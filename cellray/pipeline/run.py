@@ -29,6 +29,7 @@ from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.pipeline.order import Scoring, WorkOrder
 from cellray.pipeline.progress import Progress, Silent
+from cellray.plugins.router import Chosen, scgpt_base, union_labels
 from cellray.settings import AnnotateSettings
 
 _VERSIONED = ("anndata", "numpy", "pyarrow", "ray", "scanpy", "scipy", "torch")
@@ -91,7 +92,8 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     settings = settings.model_copy(update={"out": storage.absolute(settings.out)})
     checkpoint = checkpoints.load(settings.model)
     _check_length(settings, checkpoint)
-    labels = label_set(settings, checkpoint)
+    chosen = None if settings.plugins is None else Chosen.of(settings.plugins, settings.tissue)
+    labels = label_set(settings, checkpoint) if chosen is None else plugin_labels(settings, checkpoint, chosen)
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
     sources = find_sources(settings.inputs)
     settings = _from_anywhere(settings)
@@ -100,7 +102,7 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     if not plans:
         raise _all_failed(errors)
     with RunLock(settings.out, run_id) as lock:
-        run = _Run(settings, run_id, checkpoint, labels, progress, encode=encode)
+        run = _Run(settings, run_id, checkpoint, labels, chosen, progress, encode=encode)
         run.record([source.dataset_id for source in sources])
         for dataset_id, error in errors.items():
             run.fail(dataset_id, error)
@@ -120,6 +122,8 @@ def _from_anywhere(settings: AnnotateSettings) -> AnnotateSettings:
     known: dict[str, Any] = {"inputs": tuple(map(storage.absolute, settings.inputs))}
     if settings.labels is not None:
         known["labels"] = storage.absolute(settings.labels)
+    if settings.plugins is not None:
+        known["plugins"] = storage.absolute(settings.plugins)
     if settings.model not in checkpoints.BUNDLED:
         known["model"] = storage.absolute(settings.model)
     return settings.model_copy(update=known)
@@ -163,6 +167,12 @@ def label_set(settings: AnnotateSettings, checkpoint: Checkpoint) -> list[Label]
         msg = f"label file {settings.labels!r}: {one_line(error)}"
         raise SettingError(msg) from error
     return read_labels(text, settings.labels, known)
+
+
+def plugin_labels(settings: AnnotateSettings, checkpoint: Checkpoint, chosen: Chosen) -> list[Label]:
+    """Return the labels of all plugins that take part, each once."""
+    plugins, _ = chosen.load(scgpt_base(checkpoint, settings.model))
+    return [Label(**label) for label in union_labels(plugins)]
 
 
 def versions() -> dict[str, str]:
@@ -222,13 +232,17 @@ class _Run:
         run_id: str,
         checkpoint: Checkpoint,
         labels: list[Label],
+        chosen: Chosen | None,
         progress: Progress,
         *,
         encode: bool,
     ) -> None:
         self.settings, self.checkpoint, self.labels, self.progress = settings, checkpoint, labels, progress
+        self.chosen = chosen
         self.result = RunResult(settings.out, run_id)
-        self.scoring_key = settings.scoring_key(checkpoint.digest, [(label.name, label.text) for label in labels])
+        self.scoring_key = settings.scoring_key(
+            checkpoint.digest, [(label.name, label.text) for label in labels], chosen.digests if chosen else ()
+        )
         self.refining_key = settings.refining_key(self.scoring_key)
         self.versions = versions()
         self.order = self._work_order(encode=encode)
@@ -243,6 +257,7 @@ class _Run:
                 "settings": self.settings.model_dump(mode="json"),
                 "versions": self.versions,
                 "model": {"name": self.checkpoint.name, "digest": self.checkpoint.digest},
+                "plugins": None if self.chosen is None else asdict(self.chosen),
                 "labels": [asdict(label) for label in self.labels],
                 "scoring_key": self.scoring_key,
                 "refining_key": self.refining_key,
@@ -312,6 +327,7 @@ class _Run:
                 ctm_top_k=settings.ctm_top_k,
                 precision=settings.precision,
                 max_tokens=settings.max_length,
+                plugins=self.chosen,
             ),
             label_ids=tuple(label.term_id for label in self.labels),
             scoring_key=self.scoring_key,
@@ -323,6 +339,7 @@ class _Run:
                 "run_id": self.result.run_id,
                 "model": checkpoint.name,
                 "model_digest": checkpoint.digest,
+                **({"plugins": dict(self.chosen.versions)} if self.chosen else {}),
                 "labels": [label.name for label in self.labels],
                 "settings": {"alpha": settings.alpha, "min_genes": settings.min_genes, **settings.refining()},
                 "refining_key": self.refining_key,

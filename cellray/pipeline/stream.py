@@ -20,7 +20,6 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from cellray import schema
 from cellray.cluster import Resources
 from cellray.errors import CellRayError, EncodeError, ReadError, SettingError, WriteError, boundary, one_line
 from cellray.ingest import DatasetPlan, read_shard
@@ -152,19 +151,25 @@ class Encoder:
     def __init__(self, scoring: Scoring, threads: int) -> None:
         import torch
 
-        from cellray.encode import open_encoder
+        from cellray import encode
         from cellray.models import checkpoints
+        from cellray.plugins.router import open_plugins
 
         torch.set_num_threads(threads)
-        self.encoder = open_encoder(
-            checkpoints.load(scoring.model),
+        checkpoint = checkpoints.load(scoring.model)
+        dtype = None if scoring.precision == "auto" else getattr(torch, scoring.precision)
+        if scoring.plugins is not None:
+            self.encoder: encode.Encoder = open_plugins(checkpoint, scoring.plugins, batch_tokens=scoring.batch_tokens, dtype=dtype)
+            return
+        self.encoder = encode.open_encoder(
+            checkpoint,
             scoring.texts,
             scoring=bool(scoring.labels),
             alpha=scoring.alpha,
             ctm_top_k=scoring.ctm_top_k,
             max_tokens=scoring.max_tokens,
             batch_tokens=scoring.batch_tokens,
-            dtype=None if scoring.precision == "auto" else getattr(torch, scoring.precision),
+            dtype=dtype,
         )
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -75,7 +75,7 @@ class Lists:
         """Return the k nearest of ``base`` to each of its cells, which finds itself: ``search`` at half the cost."""
         best = Closest(self._base, k)
         for number in np.flatnonzero(self._sizes):
-            best.within(self._cells(number))
+            best.within(self._cells(int(number)))
         some, others = np.nonzero(np.triu(self._near(k), 1))
         # From the nearest pair of lists outwards, so that what is near enough is soon known and seldom replaced.
         for pair in np.argsort(self._apart[some, others], kind="stable"):

@@ -46,8 +46,8 @@ class Cells:
         within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
         at = np.repeat(self.offsets[rows], lengths) + within
         offsets = np.concatenate([[0], ends]).astype(np.int64)
-        texts = (self.names[rows], self.labels[rows], self.groups[rows])
-        return type(self)(*texts, self.tokens[at], self.bins[at], offsets)
+        names, labels, groups = self.names[rows], self.labels[rows], self.groups[rows]
+        return type(self)(names, labels, groups, self.tokens[at], self.bins[at], offsets)
 
     def relabelled(self, label: str) -> Self:
         """Return the same cells, all with one label."""
@@ -57,12 +57,12 @@ class Cells:
     @classmethod
     def concatenated(cls, parts: Sequence["Cells"]) -> Self:
         """Return the cells of all parts (at least one)."""
-        joined = [
-            np.concatenate([getattr(part, name) for part in parts])
+        joined = {
+            name: np.concatenate([getattr(part, name) for part in parts])
             for name in ("names", "labels", "groups", "tokens", "bins")
-        ]
+        }
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        return cls(*joined, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        return cls(**joined, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
     def table(self) -> pa.Table:
         """Return the cells as ``schema.labelled_cells()``."""
@@ -82,10 +82,10 @@ class Cells:
     @classmethod
     def of_table(cls, table: pa.Table) -> Self:
         """Return the cells of a table as ``table`` made it; tokens and bins of unequal number are a ``ValueError``."""
-        texts = (
+        names, labels, groups = (
             np.array(table[name].to_pylist(), dtype=str) for name in (schema.CELL_ID, schema.CELL_TYPE, schema.GROUP)
         )
-        return cls.of_columns(*texts, table)
+        return cls.of_columns(names, labels, groups, table)
 
     @classmethod
     def of_columns(cls, names: np.ndarray, labels: np.ndarray, groups: np.ndarray, table: pa.Table) -> Self:

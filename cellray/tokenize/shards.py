@@ -16,12 +16,18 @@ from cellray.tokenize.tokenizers import Tokenizer
 class Judged(Protocol):
     """Cells as ``cellray.ingest`` judges them."""
 
-    row0: int
-    cell_ids: list[str]
-    n_counts: np.ndarray
-    n_genes: np.ndarray
-    reject_codes: list[str | None]
-    counts: sparse.csr_matrix
+    @property
+    def row0(self) -> int: ...  # noqa: D102
+    @property
+    def cell_ids(self) -> list[str]: ...  # noqa: D102
+    @property
+    def n_counts(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def n_genes(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def reject_codes(self) -> list[str | None]: ...  # noqa: D102
+    @property
+    def counts(self) -> sparse.csr_matrix: ...  # noqa: D102
 
 
 def token_table(cells: Judged, tokenizer: Tokenizer, slots: np.ndarray) -> pa.Table:

@@ -11,9 +11,11 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -96,12 +98,18 @@ class Plan:
     patience: int | None = None
 
 
-class _Course(nn.Module):
-    """Best score and its epoch, as a module so that checkpoints hold it like everything else."""
+class Course(nn.Module):
+    """Best score and its epoch (from 0), as a module so that checkpoints hold it like everything else."""
+
+    best: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("best", torch.tensor([-math.inf, -1.0], dtype=torch.float64))
+
+    def facts(self) -> dict[str, float]:
+        """Return ``epoch`` (from 1) and ``score`` of the best weights."""
+        return {"epoch": int(self.best[1]) + 1, "score": float(self.best[0])}
 
 
 def fit(
@@ -140,7 +148,7 @@ def fit(
         ``epoch`` (of the weights kept, from 1), ``score`` and the mean parts of the last epoch's loss.
     """
     workers = workers or Alone()
-    best, course = copy.deepcopy(trained), _Course()
+    best, course = copy.deepcopy(trained), Course()
     kept = {"trained": trained, "best": best, "course": course}
     first = 0
 
@@ -176,19 +184,18 @@ def fit(
         if score > float(course.best[0]):
             best.load_state_dict(trained.state_dict())
             course.best[0], course.best[1] = score, epoch
-        last = epoch + 1
-        workers.report(
-            {"epoch": last, "score": score, **means}, lambda folder, last=last: save(folder, kept, optimiser, last)
-        )
+        workers.report({"epoch": epoch + 1, "score": score, **means}, partial(_save, kept, optimiser, epoch + 1))
     trained.load_state_dict(best.state_dict())
     module.eval()
-    return {"epoch": int(course.best[1]) + 1, "score": float(course.best[0]), **means}
+    return {**course.facts(), **means}
 
 
-def shuffled(n: int, size: int, seed: int, epoch: int, rank: int, world: int) -> Iterator[Any]:
+def _save(kept: dict[str, nn.Module], optimiser: torch.optim.Optimizer, epoch: int, folder: Path) -> None:
+    save(folder, kept, optimiser, epoch)
+
+
+def shuffled(n: int, size: int, seed: int, epoch: int, rank: int, world: int) -> Iterator[np.ndarray]:
     """Yield the batches (arrays of indices) of one worker: all of 0 to ``n`` shuffled, wrapped to be equally many."""
-    import numpy as np
-
     order = np.random.default_rng([seed, epoch]).permutation(n)
     each = -(-n // (size * world))
     order = np.resize(order, each * size * world) if each * size * world > n and n >= size * world else order

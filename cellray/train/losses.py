@@ -1,5 +1,7 @@
-"""The three losses of LangCell-style pre-training (Zhao et al. 2024, section 3): contrastive, matching, masked genes;
-and those of plugins: cross-entropy over an ontology, and distillation. Each is a pure function of tensors. Which texts count as negatives is decided in ``cellray.train.terms``.
+"""Losses as pure functions of tensors: LangCell-style pre-training, and plugins.
+
+Pre-training has three (Zhao et al. 2024, section 3): contrastive, matching, masked genes; which texts count as
+negatives is decided in ``cellray.train.terms``. Plugins have cross-entropy over an ontology, and distillation.
 """
 
 import torch
@@ -56,7 +58,7 @@ def masked_genes(states: Tensor, genes: Tensor, embedding: Tensor, bias: Tensor)
 def hierarchical(logits: Tensor, target: Tensor, below: Tensor) -> Tensor:
     """Cross-entropy over an ontology: a class is given whenever one of its kinds is, -log of the sum of their shares.
 
-    Of (b, c) ``logits`` and (b,) ``target``; ``below`` (c, c) is whether the column's class is the row's or a kind of it.
+    Of (b, c) ``logits`` and (b,) ``target``; ``below`` (c, c): whether the column's class is the row's or a kind of it.
     With ``below`` the identity this is plain cross-entropy (scTab's successor, Nature Computational Science 2025).
     """
     shares = logits.log_softmax(1).masked_fill(~below[target], -torch.inf)
@@ -64,7 +66,7 @@ def hierarchical(logits: Tensor, target: Tensor, below: Tensor) -> Tensor:
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the mean divergence of (b, c) ``logits`` from those of a ``teacher``, both softened (Hinton et al. 2015)."""
+    """Mean divergence of (b, c) ``logits`` from those of a ``teacher``, both softened (Hinton et al. 2015)."""
     wanted = (teacher / temperature).log_softmax(1)
     found = (logits / temperature).log_softmax(1)
     return temperature**2 * F.kl_div(found, wanted, log_target=True, reduction="batchmean")

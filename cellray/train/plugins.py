@@ -19,17 +19,19 @@ from cellray.models.packed import Segments
 from cellray.models.scgpt import Adapter, ScGPT, packed_inputs
 from cellray.tokenize.cells import Cells
 from cellray.train.corpus import draws
-from cellray.train.loop import Alone, Plan, fit, shuffled
+from cellray.train.loop import Alone, OnRay, Plan, fit, shuffled
 from cellray.train.losses import hierarchical
+from cellray.train.thinned import CLS_VALUE, thinned
 
-CLS_VALUE = 0.0
-"""Value of CLS where cells are classified, as upstream's fine-tuning has it."""
 _PREDICTED = 256
 
 
 @dataclass(frozen=True)
 class PluginSettings:
-    """How a plugin is made; sizes as in ``MoELoRAConfig``, ``patience`` in epochs of the validation accuracy."""
+    """How a plugin is made; sizes as in ``MoELoRAConfig``, ``patience`` in epochs of the validation accuracy.
+
+    ``drops`` are shares of a cell's genes that are left out while training.
+    """
 
     n_experts: int = 5
     rank: int = 8
@@ -39,6 +41,7 @@ class PluginSettings:
     patience: int = 3
     batch_cells: int = 32
     learning_rate: float = 2e-3
+    drops: tuple[float, ...] = (0.0, 0.2, 0.4)
     seed: int = 0
 
 
@@ -67,21 +70,29 @@ class Batch:
     target: Tensor
 
 
-def batch_of(base: ScGPT, cells: Cells, rows: np.ndarray, number: dict[str, int]) -> Batch:
-    """Pack cells ``rows``."""
-    ids, values, lengths = packed_inputs(base.config, cells.tokens, cells.bins, cells.offsets, rows, CLS_VALUE)
-    target = torch.tensor([number.get(label, -1) for label in cells.labels[rows].tolist()])
-    return Batch(torch.from_numpy(ids), torch.from_numpy(values), Segments.of(lengths), target)
+def training_batches(
+    base: ScGPT, cells: Cells, number: dict[str, int], settings: PluginSettings, epoch: int, rank: int, world: int
+) -> list[Batch]:
+    """Return a worker's batches of an epoch: cells shuffled, with genes left out."""
+    rng = np.random.default_rng([settings.seed, epoch, rank, 1])
+    found = []
+    for rows in shuffled(len(cells), settings.batch_cells, settings.seed, epoch, rank, world):
+        ids, values, cell = thinned(base.config, (cells.tokens, cells.bins, cells.offsets), rows, rng, settings.drops)
+        segments = Segments.of(np.bincount(cell, minlength=len(rows)).tolist())
+        target = torch.tensor([number.get(label, -1) for label in cells.labels[rows].tolist()])
+        found.append(Batch(torch.from_numpy(ids), torch.from_numpy(values), segments, target))
+    return found
 
 
 def states_of(base: ScGPT, cells: Cells, adapter: Adapter | None) -> Tensor:
     """Return the (n, hidden) CLS states of all cells."""
     found = [torch.empty(0, base.config.hidden_size)]
     with torch.inference_mode():
-        for rows in np.array_split(np.arange(len(cells)), max(1, -(-len(cells) // _PREDICTED))):
-            batch = batch_of(base, cells, rows, {})
-            if len(rows):
-                found.append(base.encode_cells(batch.ids, batch.values, batch.cells, adapter))
+        for start in range(0, len(cells), _PREDICTED):
+            rows = np.arange(start, min(start + _PREDICTED, len(cells)))
+            ids, values, lengths = packed_inputs(base.config, cells.tokens, cells.bins, cells.offsets, rows, CLS_VALUE)
+            packed = (torch.from_numpy(ids), torch.from_numpy(values), Segments.of(lengths))
+            found.append(base.encode_cells(*packed, adapter))
     return torch.cat(found)
 
 
@@ -132,24 +143,38 @@ class PluginTrainer(nn.Module):
         return loss, {"loss": loss.detach()}
 
 
+def new_plugin(given: PluginInput) -> Plugin:
+    """Return an untrained plugin."""
+    settings, sizes = given.settings, given.base.config
+    config = MoELoRAConfig(
+        sizes.hidden_size,
+        sizes.num_layers,
+        settings.n_experts,
+        settings.rank,
+        settings.alpha,
+        settings.n_classes,
+    )
+    return Plugin(config, len(given.classes))
+
+
 def train(given: PluginInput, workers: Alone | None = None) -> tuple[Plugin, dict[str, Any]]:
     """Train a plugin; returns it with the weights of its best epoch, and what the loop says of itself."""
     settings, base = given.settings, given.base
     torch.manual_seed(settings.seed)
-    config = MoELoRAConfig.of(base.config, n_experts=settings.n_experts, rank=settings.rank, alpha=settings.alpha)
-    config = MoELoRAConfig(**{**vars(config), "n_classes": settings.n_classes})
-    plugin = Plugin(config, len(given.classes))
+    plugin = new_plugin(given)
     number = {name: index for index, name in enumerate(given.classes)}
     facts = fit(
         PluginTrainer(base, plugin, given.below),
         plugin,
         torch.optim.Adam(plugin.parameters(), settings.learning_rate),
-        lambda epoch, rank, world: [
-            batch_of(base, given.training, rows, number)
-            for rows in shuffled(len(given.training), settings.batch_cells, settings.seed, epoch, rank, world)
-        ],
+        lambda *where: training_batches(base, given.training, number, settings, *where),
         Plan(settings.epochs, settings.seed, patience=settings.patience),
         validate=lambda: float(np.mean(right(base, plugin, given.validation, given.classes))),
         workers=workers,
     )
     return plugin, facts
+
+
+def train_worker(loop: dict[str, PluginInput]) -> None:
+    """Run ``train`` on one Ray Train worker."""
+    train(loop["given"], OnRay())

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cellray.models.packed import Segments
-from cellray.models.scgpt import ScGPT, packed_inputs
+from cellray.models.scgpt import ScGPT
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.train.config import ScGPTPretrainConfig
 from cellray.train.initial import initialise
 from cellray.train.loop import OnRay, Plan, fit, shuffled
 from cellray.train.scgpt_corpus import ScGPTCorpus, model_config
+from cellray.train.thinned import thinned
 
 _MASK_VALUE = -1.0
 _WARM_UP = 0.1
@@ -91,23 +92,18 @@ def batches(given: ScGPTInput, epoch: int, rank: int, world: int) -> list[_Batch
     corpus, config = given.corpus, given.config
     training = np.flatnonzero(~corpus.held_out & (np.diff(corpus.offsets) > 0))
     rng = np.random.default_rng([config.seed, epoch, rank, 1])
+    sizes = model_config(config, corpus.genes.num_rows)
     found = []
     for at in shuffled(len(training), config.batch_cells, config.seed, epoch, rank, world):
         rows = np.sort(training[at])
-        ids, values, lengths = packed_inputs(
-            model_config(config, corpus.genes.num_rows), corpus.tokens, corpus.bins, corpus.offsets, rows, 0.0
-        )
-        cell = np.repeat(np.arange(len(rows)), lengths)
-        is_cls = np.r_[True, cell[1:] != cell[:-1]]
-        kept = is_cls | (rng.random(len(ids)) >= rng.choice(config.drops, len(rows))[cell])
-        ids, values, cell, is_cls = ids[kept], values[kept], cell[kept], is_cls[kept]
+        ids, values, cell = thinned(sizes, (corpus.tokens, corpus.bins, corpus.offsets), rows, rng, config.drops)
+        is_cls = ids == sizes.cls_token
         masked = np.flatnonzero((rng.random(len(ids)) < config.mask_share) & ~is_cls)
         truth = values[masked] / config.n_bins
         values[masked] = _MASK_VALUE
         cells = Segments.of(np.bincount(cell, minlength=len(rows)).tolist())
-        found.append(
-            _Batch(*map(torch.from_numpy, (ids, values)), cells, *map(torch.from_numpy, (masked, truth)), rows)
-        )
+        tensors = [torch.from_numpy(one) for one in (ids, values, masked, truth)]
+        found.append(_Batch(tensors[0], tensors[1], cells, tensors[2], tensors[3], rows))
     return found
 
 

@@ -3,7 +3,8 @@
 Contract: the winner is the label with the highest probability, the first one on a tie; ``score`` is its probability
 and ``margin`` what it has over the runner-up. ``source`` names the stage whose probabilities decided, so with
 refinement every labelled cell is ``grit``, changed or not. A rejected cell has its code and no label. The bytes of
-the file depend on the rows only. This module does not refine, and it does not abstain.
+the file depend on the rows only. A cell whose encoder gave no label anything (all probabilities 0) is abstained and
+stays so, whatever its neighbours are. This module does not refine.
 """
 
 from collections import Counter
@@ -77,22 +78,30 @@ def label_table(
     decisive = encoder if refined is None else refined
     winner = decisive.argmax(axis=1)
     top_two = np.partition(decisive, -2, axis=1)[:, -2:]
+    decided = scored.copy()
+    decided[scored] = encoder.max(axis=1) > 0
+    winner, top_two, kept = winner[decided[scored]], top_two[decided[scored]], encoder[decided[scored]]
     source = Source.ENCODER if refined is None else refined_by
+    sources = pa.array([source.value, Source.ABSTAIN.value], pa.string())
     names = pa.array(labels, pa.string())
     ids = pa.array([label_id or None for label_id in label_ids], pa.string())
     columns = {
         schema.ROW: part[schema.ROW],
         schema.CELL_ID: part[schema.CELL_ID],
-        schema.CELL_TYPE: names.take(_spread(winner, scored)),
-        schema.CELL_TYPE_ID: ids.take(_spread(winner, scored)),
-        schema.SCORE: _spread(top_two[:, 1].astype(np.float32), scored),
-        schema.MARGIN: _spread((top_two[:, 1] - top_two[:, 0]).astype(np.float32), scored),
-        schema.SOURCE: pa.array([source.value], pa.string()).take(_spread(np.zeros(n_scored, np.int32), scored)),
-        schema.STATUS: pa.array(np.where(scored, Status.ANNOTATED, Status.REJECTED), pa.string()),
+        schema.CELL_TYPE: names.take(_spread(winner, decided)),
+        schema.CELL_TYPE_ID: ids.take(_spread(winner, decided)),
+        schema.SCORE: _spread(top_two[:, 1].astype(np.float32), decided),
+        schema.MARGIN: _spread((top_two[:, 1] - top_two[:, 0]).astype(np.float32), decided),
+        schema.SOURCE: sources.take(_spread((~decided[scored]).astype(np.int32), scored)),
+        schema.STATUS: pa.array(_statuses(scored, decided), pa.string()),
         schema.REJECT_CODE: part[schema.REJECT_CODE],
-        schema.ENCODER_CELL_TYPE: names.take(_spread(encoder.argmax(axis=1), scored)),
+        schema.ENCODER_CELL_TYPE: names.take(_spread(kept.argmax(axis=1), decided)),
     }
     return pa.table(columns, schema=schema.annotations())
+
+
+def _statuses(scored: np.ndarray, decided: np.ndarray) -> np.ndarray:
+    return np.where(decided, Status.ANNOTATED, np.where(scored, Status.ABSTAINED, Status.REJECTED))
 
 
 def _spread(values: np.ndarray, scored: np.ndarray) -> pa.Array:

@@ -1,0 +1,92 @@
+"""What the plugin benchmark is made of: bases that never saw some types, splits, baselines on counts.
+
+Contract: a pure function of the data, the seed and the arguments; bases are kept in the work folder and read back.
+Splits are those of ``cellray.train.plugins.split`` with a fifth held out, which the bases never saw either.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cellray.models import checkpoints
+from cellray.models.scgpt_folder import ScGPTCheckpoint
+from cellray.plugins.reading import Reading, read_labelled
+from cellray.tokenize.cells import Cells
+from cellray.train.config import HoldOut, ScGPTPretrainConfig
+from cellray.train.plugins import split
+from cellray.train.scgpt_corpus import ScGPTCorpus, prepare_scgpt
+from cellray.train.scgpt_pretrain import ScGPTInput, checkpoint_of, pretrain
+
+HELD_OUT = 0.2
+FILES = {"blood": "datasets/pbmc_zheng2017_facs.h5ad", "liver": "datasets/liver_he2020.h5ad"}
+UNSEEN = {
+    "blood": ("CD19+ B", "CD34+", "CD4+/CD25 T Reg"),
+    "liver": ("Lymphatic Endothelial Cell", "Macrophage LST1_high"),
+}
+_CONFIG = Path(__file__).parents[1] / "configs" / "mini-scgpt.yaml"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Data, work folder and seed of one base that never saw ``UNSEEN``."""
+
+    data: Path
+    work: Path
+    seed: int
+
+    @cached_property
+    def corpus(self) -> ScGPTCorpus:
+        """What the base was trained on; its genes are chosen without the held-out cells and types."""
+        return prepare_scgpt(self._config(), self.data)
+
+    @cached_property
+    def base(self) -> ScGPTCheckpoint:
+        """The base, trained when it is not in the work folder yet."""
+        folder = self.work / f"base-{self.seed}"
+        if not (folder / "config.json").is_file():
+            given = ScGPTInput(self._config(), self.corpus)
+            trainer, _ = pretrain(given)
+            checkpoints.save(folder, checkpoint_of(given, trainer.base), torch.float16)
+        loaded = checkpoints.load(str(folder))
+        assert isinstance(loaded, ScGPTCheckpoint)  # noqa: S101 - for the type checker
+        return loaded
+
+    def cells(self, tissue: str) -> Cells:
+        """All cells of a tissue, in the order of its file."""
+        return read_labelled([str(self.data / FILES[tissue])], self.base, Reading(min_genes=1)).cells
+
+    def expression(self, tissue: str) -> np.ndarray:
+        """Standardised log expression of the same cells, (n, genes)."""
+        number = [entry.file for entry in self._config().sets].index(FILES[tissue])
+        return self.corpus.targets(np.flatnonzero(self.corpus.dataset == number))
+
+    def _config(self) -> ScGPTPretrainConfig:
+        config = ScGPTPretrainConfig.read(_CONFIG, seed=self.seed, name=f"strict-{self.seed}")
+        rules = {
+            FILES[tissue]: HoldOut(fraction=HELD_OUT, key="cell_type", values=types) for tissue, types in UNSEEN.items()
+        }
+        sets = tuple(
+            entry.model_copy(update={"hold_out": rules.get(entry.file, entry.hold_out)}) for entry in config.sets
+        )
+        return config.model_copy(update={"sets": sets})
+
+
+def parts(cells: Cells) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row numbers of training, validation and test cells."""
+    validation, test = split(cells, HELD_OUT, by_group=False)
+    return tuple(map(np.flatnonzero, (~(validation | test), validation, test)))  # type: ignore[return-value]
+
+
+def on_counts(x: np.ndarray, labels: np.ndarray, *, balanced: bool = False) -> dict[str, object]:
+    """Fit the two baselines on standardised log expression: logistic regression and nearest centroid."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import NearestCentroid
+
+    weight = "balanced" if balanced else None
+    return {
+        "logistic": LogisticRegression(C=0.01, max_iter=500, class_weight=weight).fit(x, labels),
+        "centroid": NearestCentroid().fit(x, labels),
+    }

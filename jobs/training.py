@@ -1,0 +1,56 @@
+"""Training loops on Ray Train: the options that all training jobs share, and the run itself.
+
+Contract: a worker that dies is started again and goes on from the last checkpoint, three times at most; so does the
+same command, as long as its run folder is there.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cellray.cluster import ray_session
+from cellray.errors import CellRayError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``trained``."""
+    parser.add_argument("--runs", type=Path, default=Path("out/train"), help="where checkpoints go")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=None, help="CPUs of each worker; default: all, shared evenly")
+    parser.add_argument("--address", default=None, help="Ray cluster; default: start one here")
+
+
+@contextmanager
+def trained(
+    worker: Callable[[dict[str, Any]], None], training: Any, name: str, given: argparse.Namespace
+) -> Iterator[Path]:
+    """Train on the cluster, from the last checkpoint if there is one; yields the folder of the final state."""
+    with ray_session(given.address) as resources:
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config={"given": training},
+            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=given.workers,
+                resources_per_worker={"CPU": given.threads or max(1, resources.cpus // given.workers)},
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(given.runs.resolve()),
+                failure_config=FailureConfig(max_failures=3),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        result = trainer.fit()
+    if result.checkpoint is None:
+        msg = f"training {name!r} ended without a checkpoint; see {given.runs}"
+        raise CellRayError(msg)
+    with result.checkpoint.as_directory() as folder:
+        yield Path(folder)
+    sys.stderr.write(f"{name}: {result.metrics}\n")

@@ -324,14 +324,12 @@ _Reason = Annotated[str, typer.Option(help="noted in the history")]
 def plugins_list(*, registry: _Registry = None, as_json: _Json = False) -> None:
     """List the tissues, the promoted version of each and how many versions there are."""
     store = _registry(registry)
-    rows = [
-        {"tissue": name, "promoted": store.promoted(name), "versions": len(store.versions(name))}
-        for name in store.known()
-    ]
+    rows = [(name, store.promoted(name), store.versions(name)) for name in store.known()]
     if as_json:
-        _print_json(rows)
-    for row in [] if as_json else rows:
-        typer.echo(f"{row['tissue']:<24}  {(row['promoted'] or 'none')[:12]}  {row['versions']} version(s)")
+        _print_json([{"tissue": name, "promoted": digest, "versions": there} for name, digest, there in rows])
+        return
+    for name, digest, there in rows:
+        typer.echo(f"{name:<24}  {(digest or 'none')[:12]}  {len(there)} version(s)")
 
 
 @plugins_app.command("show")

@@ -159,7 +159,9 @@ class Encoder:
         checkpoint = checkpoints.load(scoring.model)
         dtype = None if scoring.precision == "auto" else getattr(torch, scoring.precision)
         if scoring.plugins is not None:
-            self.encoder: encode.Encoder = open_plugins(checkpoint, scoring.plugins, batch_tokens=scoring.batch_tokens, dtype=dtype)
+            self.encoder: encode.Encoder = open_plugins(
+                checkpoint, scoring.plugins, batch_tokens=scoring.batch_tokens, dtype=dtype
+            )
             return
         self.encoder = encode.open_encoder(
             checkpoint,

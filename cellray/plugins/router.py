@@ -5,7 +5,7 @@ cell, and a cell of a tissue without a plugin gets no label. Which versions take
 looked up again. A cell's numbers do not depend on the plugins of others in its batch, beyond rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from cellray.models.plugin_folder import PluginCheckpoint
 from cellray.models.scgpt import packed_inputs
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.plugins.registry import TISSUES, Registry, tissue_name
+from cellray.tokenize import token_batches
 
 NONE = -1
 _CLS_VALUE = 0.0
@@ -146,6 +147,10 @@ class PluginEncoder(Encoder):
     def cost(self, n_tokens: np.ndarray) -> np.ndarray:
         """Rows of the cell."""
         return np.minimum(n_tokens, self.model.config.max_tokens - 1) + 1
+
+    def batches(self, n_tokens: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield row numbers of cells of ``n_tokens`` (without CLS), as many as the token budget takes."""
+        return token_batches(self.cost(n_tokens), self.batch_tokens)
 
     def encode(self, columns: dict[str, np.ndarray], offsets: np.ndarray, rows: np.ndarray) -> Numbers:
         """Encode one batch; the probabilities of a cell without a plugin are 0."""

@@ -1,0 +1,1 @@
+"""Ray Serve apps: builders that wire the library to the network. Configurations lie beside them."""

@@ -131,7 +131,7 @@ def merged(base: State, plugin: Plugin) -> State:
     state = dict(base)
     for number, module in enumerate(plugin.layers):
         layer = cast("MoELoRA", module)
-        spread = float((layer.gate - layer.gate[0]).abs().max())
+        spread = float((layer.gate - layer.gate[0]).detach().abs().max())
         if spread > 0:
             msg = (
                 f"layer {number}: the gate depends on its input (its rows differ by up to {spread:.2g}); not mergeable"

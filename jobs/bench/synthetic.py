@@ -19,6 +19,8 @@ from cellray.models import checkpoints
 from cellray.models.bert import BertConfig
 from cellray.models.langcell import LangCell, LangCellConfig
 from cellray.models.langcell_folder import LangCellCheckpoint
+from cellray.models.scgpt import ScGPT, ScGPTConfig
+from cellray.models.scgpt_folder import ScGPTCheckpoint
 
 TYPES = {
     "B cell": "CL:0000236",
@@ -94,4 +96,26 @@ def write_model(
     ]
     state = LangCell(config).state_dict()
     checkpoints.save(folder, LangCellCheckpoint(folder.name, "", config, state, genes, symbols, tokenizer, labels))
+    return folder
+
+
+def write_scgpt(folder: Path, n_genes: int, *, hidden: int = 16, layers: int = 2, seed: int = 0) -> Path:
+    """Write an scGPT-architecture base with random weights, without classes."""
+    config = ScGPTConfig(
+        vocab_size=n_genes + 2,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=2,
+        ffn_size=2 * hidden,
+        cls_token=n_genes + 1,
+        pad_value=0.0,
+        max_tokens=65,
+        ties="upper",
+        gene_choice="weight",
+    )
+    torch.manual_seed(seed)
+    symbols = [f"GENE{number}" for number in range(n_genes)]
+    columns = [symbols, gene_ids(n_genes), np.arange(n_genes), np.ones(n_genes)]
+    genes = pa.table(columns, schema=schema.weighted_genes())
+    checkpoints.save(folder, ScGPTCheckpoint(folder.name, "", config, ScGPT(config).state_dict(), genes, []))
     return folder

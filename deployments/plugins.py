@@ -21,6 +21,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 from starlette.requests import ClientDisconnect
@@ -41,6 +43,7 @@ from cellray.tokenize.shards import token_table
 PLUGINS_PER_REPLICA = 8
 _BATCH_REQUESTS = 32
 _BATCH_WAIT_S = 0.005
+_TRIES = 4
 _LOG = logging.getLogger("ray.serve")
 
 
@@ -234,8 +237,16 @@ class Gateway:
         return answers
 
     async def _ask(self, tissue: str, digest: str, cells: TokenCells) -> Labelled:
-        name = f"{tissue}@{digest}"
-        return await self._labeller.options(multiplexed_model_id=name).label.remote(cells)
+        labeller = self._labeller.options(multiplexed_model_id=f"{tissue}@{digest}")
+        for left in reversed(range(_TRIES)):
+            try:
+                return await labeller.label.remote(cells)
+            except RayActorError as error:  # a replica died with the request, which changes nothing: ask another
+                if not left:
+                    raise RequestError(503, "the replicas keep dying; try again later") from error
+            except BackPressureError as error:
+                raise RequestError(503, "too many requests are waiting; try again later") from error
+        raise AssertionError
 
     async def _keep_looking(self, every: float) -> None:
         while True:

@@ -100,7 +100,7 @@ def write_model(
 
 
 def write_scgpt(folder: Path, n_genes: int, *, hidden: int = 16, layers: int = 2, seed: int = 0) -> Path:
-    """Write an scGPT-architecture base with random weights, without classes."""
+    """Write an scGPT-architecture base without classes: random weights, but genes of one type share a direction."""
     config = ScGPTConfig(
         vocab_size=n_genes + 2,
         hidden_size=hidden,
@@ -114,8 +114,12 @@ def write_scgpt(folder: Path, n_genes: int, *, hidden: int = 16, layers: int = 2
         gene_choice="weight",
     )
     torch.manual_seed(seed)
+    model = ScGPT(config)
+    block = torch.arange(n_genes) * len(TYPES) // n_genes
+    with torch.no_grad():
+        model.encoder.embedding.weight[:n_genes] += 2 * torch.randn(len(TYPES), hidden)[block]
     symbols = [f"GENE{number}" for number in range(n_genes)]
     columns = [symbols, gene_ids(n_genes), np.arange(n_genes), np.ones(n_genes)]
     genes = pa.table(columns, schema=schema.weighted_genes())
-    checkpoints.save(folder, ScGPTCheckpoint(folder.name, "", config, ScGPT(config).state_dict(), genes, []))
+    checkpoints.save(folder, ScGPTCheckpoint(folder.name, "", config, model.state_dict(), genes, []))
     return folder

@@ -7,9 +7,10 @@ Bases are pre-trained as ``mini-scgpt`` is, once a seed, but never see the types
     fine-tuning, logistic regression and nearest centroid on log counts. One split, three seeds of base and plugin.
     Goals: at least 2 points above the frozen head, at most 2 below logistic regression, blood 0.80, liver 0.89.
 ``incremental``
-    A plugin without the unseen types gets one of them from n new cells (three draws at 30, one elsewhere): recall of the new type on all its other cells,
-    change of accuracy on held-out cells of the known ones (points), and whether the gate refuses; beside them logistic
-    regression refitted on the same cells, and on all new cells but the held-out fifth (the oracle).
+    A plugin without the unseen types gets one of them from n new cells (three draws at 30, one elsewhere): recall of
+    the new type on all its other cells, change of accuracy on held-out cells of the known ones (points), and whether
+    the gate refuses by the known ones; beside them logistic regression refitted on the same cells, and on all new cells
+    but the held-out fifth (the oracle).
     Goals at 30 cells: CD19+ B 0.85, Lymphatic Endothelial 0.70, known types at most 1.5 points worse.
 ``serving``
     See ``jobs.bench.serving``.

@@ -1,20 +1,16 @@
 """The plugin jobs, the verbs and annotation with plugins, end to end on a local Ray."""
 
 import json
-import os
-import signal
-import threading
-import time
 
 import anndata
 import numpy as np
-import psutil
 import pytest
 from typer.testing import CliRunner
 
 from cellray.cli import app
 from cellray.plugins.registry import TISSUES, Registry
 from jobs import train_plugin, update_plugin
+from tests.killing import killed_worker
 
 pytestmark = [pytest.mark.usefixtures("ray"), pytest.mark.timeout(600)]
 SMALL = [
@@ -68,24 +64,8 @@ def test_training_stores_and_promotes(trained):
 
 
 def test_a_killed_worker_changes_nothing(world, trained, tmp_path):
-    done, killed = threading.Event(), []
-
-    def kill():
-        while not done.is_set() and not killed:
-            if list((tmp_path / "runs").rglob("training.safetensors")):
-                for one in psutil.Process().children(recursive=True):
-                    if "RayTrainWorker" in one.name():
-                        os.kill(one.pid, signal.SIGKILL)
-                        killed.append(one.pid)
-            time.sleep(0.02)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
+    with killed_worker(tmp_path / "runs") as killed:
         assert train(world, tmp_path / "registry", tmp_path / "runs", "--tissue", "blood") == 0
-    finally:
-        done.set()
-        killer.join()
     assert killed
     assert Registry(str(tmp_path / "registry")).promoted("blood") == trained.promoted("blood")
 

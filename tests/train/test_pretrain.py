@@ -1,12 +1,6 @@
 """The pre-training job on a local Ray: it learns, survives a killed worker, and leaves a model that annotates."""
 
-import os
-import signal
-import threading
-import time
-
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -21,6 +15,7 @@ from cellray.train.programs import Programs
 from cellray.train.terms import Terms
 from jobs import pretrain
 from jobs.bench.synthetic import TYPES, write_cells
+from tests.killing import killed_worker
 
 SIZES = {"hidden": 16, "layers": 2, "heads": 2, "ffn": 32, "dropout": 0.1}
 CONFIG = {
@@ -90,28 +85,11 @@ def test_the_model_folder_is_whole(trained):
 
 @pytest.mark.timeout(600)
 def test_a_killed_worker_changes_nothing(data, trained, tmp_path):
-    done = threading.Event()
-    killed = []
-
-    def kill():
-        while not done.is_set() and not killed:
-            if list((tmp_path / "runs").rglob("training.safetensors")):
-                for one in psutil.Process().children(recursive=True):
-                    if "RayTrainWorker" in one.name():
-                        os.kill(one.pid, signal.SIGKILL)
-                        killed.append(one.pid)
-            time.sleep(0.02)
-
     name = "small-tokenizer.json"  # trained anew, it would differ: the library breaks ties at random
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / name).write_bytes((trained.parent / "runs" / name).read_bytes())
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
+    with killed_worker(tmp_path / "runs") as killed:
         assert train(data, tmp_path / "model", tmp_path / "runs") == 0
-    finally:
-        done.set()
-        killer.join()
     assert killed
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", trained))
     assert all(found[name].equal(tensor) for name, tensor in expected.items())

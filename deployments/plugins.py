@@ -259,19 +259,17 @@ class Gateway:
     def _look(self) -> None:
         """Take over what is promoted now, after reading it once; a version that cannot be read is left aside."""
         versions, broken = {}, {}
-        for tissue in self._registry.tissues():
-            digest, known = self._registry.promoted(tissue), self._versions.get(tissue)
-            if digest is None:
-                continue
-            if digest != known:
-                try:
+        for tissue, digest in self._registry.promotions().items():
+            known = self._versions.get(tissue)
+            try:
+                if digest != known:
                     Loaded.read(self._registry, self._base, tissue, digest)
-                except CellRayError as error:
-                    _LOG.warning(one_line(error))
-                    broken[tissue] = one_line(error)
-                    digest = known
-            if digest is not None:
                 versions[tissue] = digest
+            except CellRayError as error:
+                _LOG.warning(one_line(error))
+                broken[tissue] = one_line(error)
+                if known is not None:
+                    versions[tissue] = known
         self._versions, self._broken = versions, broken
 
 

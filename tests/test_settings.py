@@ -77,6 +77,8 @@ CHANGES_NOTHING = {
     "address": "auto",
     "model": "copy",
     "labels": "l",
+    "plugins": "registry",  # their versions are what counts: see below
+    "tissue": "liver",
 }
 
 
@@ -86,7 +88,8 @@ def test_every_setting_is_in_one_of_the_groups() -> None:
 
 @pytest.mark.parametrize(("name", "value"), (CHANGES_SCORES | CHANGES_LABELS | CHANGES_NOTHING).items())
 def test_keys_follow_what_they_name(name: str, value: object) -> None:
-    base, changed = AnnotateSettings.checked(**BASE), AnnotateSettings.checked(**(BASE | {name: value}))
+    needs = {"plugins": "registry"} if name == "tissue" else {}
+    base, changed = AnnotateSettings.checked(**BASE), AnnotateSettings.checked(**(BASE | needs | {name: value}))
     scoring = base.scoring_key("m", TEXTS)
     assert (changed.scoring_key("m", TEXTS) != scoring) == (name in CHANGES_SCORES)
     assert (changed.refining_key(scoring) != base.refining_key(scoring)) == (name in CHANGES_LABELS)
@@ -96,6 +99,8 @@ def test_keys_follow_model_labels_and_scores() -> None:
     settings = AnnotateSettings.checked(**BASE)
     keys = {settings.scoring_key("m", TEXTS), settings.scoring_key("n", TEXTS), settings.scoring_key("m", TEXTS[::-1])}
     assert len(keys) == 3
+    assert settings.scoring_key("m", TEXTS, ["liver:a", None]) not in keys
+    assert settings.scoring_key("m", TEXTS, ["liver:a"]) != settings.scoring_key("m", TEXTS, ["liver:b"])
     assert settings.refining_key("a") != settings.refining_key("b")
 
 
@@ -130,3 +135,16 @@ def test_what_every_dataset_must_have() -> None:
     wanted = {"graph_batch_key": "donor", "use_rep": "X_pca", "anchor_key": "known"}
     assert AnnotateSettings.checked(**BASE, **wanted).beside() == {"donor": "obs", "X_pca": "obsm", "known": "obs"}
     assert AnnotateSettings.checked(**BASE, **wanted, refine="none").beside() == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"tissue": "liver"}, "--plugins"),
+        ({"plugins": "r", "labels": "l"}, "--labels"),
+        ({"plugins": "r", "task": "embed"}, "annotate"),
+    ],
+)
+def test_plugins_have_classes_of_their_own(given: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        AnnotateSettings.checked(**(BASE | given))

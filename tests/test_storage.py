@@ -208,3 +208,15 @@ def test_join_refuses(part: str) -> None:
 
 def test_join_of_nothing() -> None:
     assert storage.join("/data/") == "/data/"
+
+
+def test_put_if_absent(root: str) -> None:
+    uri = storage.join(root, "folder", "file")
+    storage.put_if_absent(uri, b"first")
+    with pytest.raises(FileExistsError):
+        storage.put_if_absent(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+    assert storage.size(uri) == 5
+    assert storage.list_folders(root) == ["folder"]
+    assert storage.list_folders(storage.join(root, "none")) == []
+    assert storage.list_files(storage.join(root, "folder")) == ["file"]

@@ -64,7 +64,12 @@ class Registry:
 
     def tissues(self) -> list[str]:
         """Names of the tissues that have a promoted version."""
-        return [name for name in self._names() if self.promoted(name) is not None]
+        return list(self.promotions())
+
+    def promotions(self) -> dict[str, str]:
+        """Promoted version of every tissue that has one."""
+        found = {name: self.promoted(name) for name in self._names()}
+        return {name: digest for name, digest in found.items() if digest is not None}
 
     def _names(self) -> list[str]:
         with self._at("tissues"):

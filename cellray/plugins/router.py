@@ -54,9 +54,9 @@ class Chosen:
             if digest is None or name == TISSUES:
                 raise no_plugin(tissue, registry.tissues())
             return cls(registry.uri, ((name, digest),), None)
-        there = {name: registry.promoted(name) for name in registry.tissues()}
+        there = registry.promotions()
         assigner = there.pop(TISSUES, None)
-        versions = tuple((name, digest) for name, digest in there.items() if digest is not None)
+        versions = tuple(there.items())
         if not versions:
             msg = f"registry {uri!r} has no promoted plugin; train one with `python -m jobs.train_plugin`"
             raise PluginError(msg)

@@ -150,3 +150,18 @@ def test_faster_than_the_usual_loop():
         work()
         seconds.append(time.process_time() - started)
     assert seconds[0] > 1.5 * seconds[1]
+
+
+def test_a_tied_value_may_get_the_upper_of_its_bins():
+    values = np.random.default_rng(0).integers(1, 4, 200)
+    np.testing.assert_array_equal(of_row(values, draw_ties=False).bins, bounds(values)[1])
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=40), st.integers(1, 20), st.integers(0, 99))
+def test_genes_may_be_kept_by_weight(values, most, seed):
+    weights = np.random.default_rng(seed).random(len(values)) + 0.1
+    row = sparse.csr_matrix(np.asarray(values, np.float32)[None])
+    found = bin_tokens(row, ["cell"], np.arange(len(values)), max_genes=most, draw_ties=False, weights=weights)
+    best = np.sort(np.argsort(-(np.asarray(values, np.float32) * weights), kind="stable")[:most])
+    np.testing.assert_array_equal(found.tokens, best)
+    np.testing.assert_array_equal(found.bins, of_row(values, draw_ties=False).bins[best])

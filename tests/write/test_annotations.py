@@ -109,3 +109,19 @@ def test_bytes_are_the_same_every_time(tmp_path: Path, make_part: MakePart) -> N
         write.write_annotations(str(tmp_path / name), (write.label_table(p, LABELS, LABEL_IDS) for p in parts))
         digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_a_cell_that_no_label_got_anything_of_is_abstained(make_part: MakePart, *, refine: bool) -> None:
+    part = make_part(np.array([True, True, False, True]), 0, 0)
+    values = np.array([[0.2, 0.5, 0.3], [0, 0, 0], [0.6, 0.2, 0.2]], np.float32)
+    offsets = pa.array([0, 3, 6, 6, 9], pa.int32())
+    mask = pa.array([False, False, True, False])
+    column = pa.ListArray.from_arrays(offsets, pa.array(values.ravel()), mask=mask)
+    part = part.set_column(part.column_names.index(schema.PROBABILITIES), schema.PROBABILITIES, column)
+    rows = write.label_table(part, LABELS, LABEL_IDS, np.full((3, 3), 1 / 3) if refine else None).to_pylist()
+    assert [row[schema.STATUS] for row in rows] == ["annotated", "abstained", "rejected", "annotated"]
+    assert rows[1][schema.SOURCE] == "abstain"
+    told = (schema.ROW, schema.CELL_ID, schema.STATUS, schema.SOURCE)
+    assert all(value is None for name, value in rows[1].items() if name not in told)
+    assert [row[schema.ENCODER_CELL_TYPE] for row in rows] == ["T cell", None, None, "B cell"]

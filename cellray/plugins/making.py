@@ -12,10 +12,10 @@ import numpy as np
 from cellray.errors import SettingError
 from cellray.labels.ontology import Ontology
 from cellray.models.moe_lora import Plugin
-from cellray.models.plugin_folder import PluginCheckpoint
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.plugins.gate import Verdict, judge
 from cellray.plugins.reading import Found
+from cellray.plugins.version import PluginCheckpoint
 from cellray.tokenize.cells import Cells
 from cellray.train.corpus import draws
 from cellray.train.plugins import PluginInput, PluginSettings, predict, split

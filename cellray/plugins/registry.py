@@ -22,7 +22,7 @@ from typing import Final
 
 from cellray import schema, storage
 from cellray.errors import PluginError, TissueError, boundary
-from cellray.models.plugin_folder import FILES, PluginCheckpoint
+from cellray.plugins.version import FILES, PluginCheckpoint
 
 TISSUES: Final = "tissues"
 """Name that the tissue-assignment plugin is kept under."""

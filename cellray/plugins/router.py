@@ -18,10 +18,10 @@ from cellray.encode.encoder import Encoder, Numbers
 from cellray.errors import ModelError, PluginError, TissueError, boundary
 from cellray.models.moe_lora import Mixed, Plugin
 from cellray.models.packed import Segments
-from cellray.models.plugin_folder import PluginCheckpoint
 from cellray.models.scgpt import packed_inputs
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.plugins.registry import TISSUES, Registry, tissue_name
+from cellray.plugins.version import PluginCheckpoint
 from cellray.tokenize import token_batches
 
 NONE = -1

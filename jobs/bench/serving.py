@@ -29,11 +29,11 @@ import torch
 from cellray import schema
 from cellray.models import checkpoints
 from cellray.models.moe_lora import MoELoRAConfig, Plugin
-from cellray.models.plugin_folder import PluginCheckpoint
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.plugins.registry import Registry
 from cellray.plugins.router import PluginEncoder, scgpt_base
 from cellray.plugins.serving import Loaded, TokenCells, label_cells
+from cellray.plugins.version import PluginCheckpoint
 from cellray.tokenize.cells import Cells
 
 _TISSUES = ("blood", "kidney", "liver", "lung")

@@ -7,10 +7,10 @@ import anndata
 import pytest
 
 from cellray.models import checkpoints
-from cellray.models.plugin_folder import PluginCheckpoint
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.plugins.making import first_version, plan_training
 from cellray.plugins.reading import Found, Reading, read_labelled
+from cellray.plugins.version import PluginCheckpoint
 from cellray.train.plugins import PluginSettings, train
 from jobs.bench.synthetic import write_cells, write_scgpt
 

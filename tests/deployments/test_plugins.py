@@ -8,11 +8,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import anndata
 import psutil
 import pyarrow as pa
 import pytest
+import yaml
 
 from cellray.plugins.registry import TISSUES, Registry
 from cellray.plugins.requests import ARROW
@@ -231,3 +233,14 @@ def test_a_killed_replica_fails_no_request(app, cells):
         until(lambda: len(load.plugins) > done + 20)
     assert not load.failed
     assert before[0] not in replicas()
+
+
+def test_the_configuration_is_one():
+    from ray.serve.schema import ServeDeploySchema
+
+    from deployments import plugins
+
+    text = (Path(plugins.__file__).parent / "plugins.yaml").read_text()
+    (app,) = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
+    assert app.import_path == "deployments.plugins:build_app"
+    assert plugins.Arguments(**app.args).replicas.max_replicas > 1

@@ -9,7 +9,6 @@ The same command again after a crash goes on from the last checkpoint.
 import argparse
 import json
 import sys
-from collections import Counter
 from hashlib import sha256
 from typing import Any
 
@@ -137,7 +136,7 @@ def _read(given: argparse.Namespace, base: ScGPTCheckpoint) -> Found:
         part = read_labelled([path if whole else entry], base, reading, label=tissue_name(tissue) if whole else None)
         found.cells = Cells.concatenated([found.cells, part.cells]) if len(found.cells) else part.cells
         found.term_ids |= part.term_ids
-        found.left_out += Counter(part.left_out)
+        found.left_out += part.left_out
     return found
 
 

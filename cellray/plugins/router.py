@@ -23,9 +23,9 @@ from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.plugins.registry import TISSUES, Registry, tissue_name
 from cellray.plugins.version import PluginCheckpoint
 from cellray.tokenize import token_batches
+from cellray.train.thinned import CLS_VALUE
 
 NONE = -1
-_CLS_VALUE = 0.0
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class PluginEncoder(Encoder):
         """Return the (m, hidden) CLS states of cells ``rows``, each with plugin ``which`` of its, or none (-1)."""
         order = np.argsort(which, kind="stable")
         ids, values, lengths = packed_inputs(
-            self.model.config, columns[schema.TOKENS], columns[schema.BINS], offsets, rows[order], _CLS_VALUE
+            self.model.config, columns[schema.TOKENS], columns[schema.BINS], offsets, rows[order], CLS_VALUE
         )
         cells = Segments.of(lengths, self.device)
         numbers, sizes = np.unique(which, return_counts=True)

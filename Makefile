@@ -32,5 +32,5 @@ $(VENV)/.core: pyproject.toml $(BIN)/uv
 	touch $@
 
 $(VENV)/.test: pyproject.toml $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --editable '.[test]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --editable '.[cpu,test]'
 	touch $@ $(VENV)/.core

@@ -6,6 +6,7 @@ value and the way out. Anything else is a bug and keeps its stack trace.
 ::
 
     CellRayError               exit code 1
+    ├── PuzzleError            one puzzle cannot be asked; it has a code and the others go on
     ├── SettingError           exit code 2: an option, label file, model or output folder is wrong; the run never starts
     │   ├── InputError         an input path that does not exist or is of no known kind
     │   ├── LabelError         the label set
@@ -14,10 +15,13 @@ value and the way out. Anything else is a bug and keeps its stack trace.
     │   │   └── TissueError    a tissue without a plugin
     │   └── RunLockedError     another run is writing to the same folder
     └── DatasetError           one dataset fails alone, the others go on (exit code 3 if any finished)
-        ├── ReadError          the file is damaged or not what it says ├── CountsError        no raw counts ├──
-        MissingKeyError    the layer or gene column that was asked for is not there (exit code 2 when no dataset has
-        it) ├── GeneError          gene identifiers cannot be matched to the model ├── EncodeError        the model
-        failed on a shard ├── RefineError        GRIT failed └── WriteError         an output could not be written
+        ├── ReadError          the file is damaged or not what it says
+        ├── CountsError        no raw counts
+        ├── MissingKeyError    the layer or column that was asked for is not there (2 when no dataset has it)
+        ├── GeneError          gene identifiers cannot be matched to the model
+        ├── EncodeError        the model failed on a shard
+        ├── RefineError        GRIT failed
+        └── WriteError         an output could not be written
     Terminated                 exit code 143: SIGTERM; the same command goes on from there
 
 It does not cover bad cells: those are rows with a reject code (``cellray.schema.RejectCode``).
@@ -63,6 +67,17 @@ class PluginError(SettingError):
 
 class TissueError(PluginError):
     """There is no plugin of that tissue, or the name is none."""
+
+
+class PuzzleError(CellRayError):
+    """A puzzle cannot be asked; ``code`` says why in one word, for machines."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type["PuzzleError"], tuple[str, str]]:
+        return type(self), (self.code, str(self))
 
 
 class RunLockedError(SettingError):

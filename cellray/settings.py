@@ -9,13 +9,15 @@ variables of ours.
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cellray.errors import SettingError
 from cellray.schema import SCHEMA_VERSION
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
 
 _OF_SCORES = {
     "task",
@@ -111,16 +113,8 @@ class AnnotateSettings(RefineSettings):
 
     @classmethod
     def checked(cls, **values: Any) -> Self:
-        """Build settings; a wrong value is a ``SettingError`` in one line that names the field and the value."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            # Of a union (lam) the location goes on with the name of an alternative, which says nothing to a user.
-            where = f"setting {first['loc'][0]!r}: " if first["loc"] else ""
-            got = f" (got {first.get('input')!r})" if first["loc"] else ""
-            msg = f"{where}{first['msg'].removeprefix('Value error, ')}{got}"
-            raise SettingError(msg) from error
+        """Build settings; see ``checked``."""
+        return checked(cls, **values)
 
     def scoring_key(
         self, model_digest: str, label_texts: list[tuple[str, str]], plugins: Sequence[str | None] = ()
@@ -142,6 +136,19 @@ class AnnotateSettings(RefineSettings):
         if self.refine == "none":
             return {"refine": "none"}
         return self.model_dump(mode="json", include=set(RefineSettings.model_fields))
+
+
+def checked(kind: type[_Settings], **values: Any) -> _Settings:
+    """Build settings; a wrong value is a ``SettingError`` in one line that names the field and the value."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # Of a union (lam) the location goes on with the name of an alternative, which says nothing to a user.
+        where = f"setting {first['loc'][0]!r}: " if first["loc"] else ""
+        got = f" (got {first.get('input')!r})" if first["loc"] else ""
+        msg = f"{where}{first['msg'].removeprefix('Value error, ')}{got}"
+        raise SettingError(msg) from error
 
 
 def _hash(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Pre-train a small LangCell or scGPT-architecture model with Ray Train.
+"""Pre-train a small LangCell, scGPT-architecture or puzzle language model with Ray Train.
 
 ``python -m jobs.pretrain --config FILE --data DIR --out DIR``
 
@@ -20,9 +20,10 @@ from cellray.labels.ontology import Ontology
 from cellray.models import checkpoints
 from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.train.checkpoint import restore
-from cellray.train.config import Architecture, PretrainConfig, ScGPTPretrainConfig
+from cellray.train.config import Architecture, PretrainConfig, PuzzleLMConfig, ScGPTPretrainConfig
 from cellray.train.prepare import prepare
 from cellray.train.pretrain import Average, Pretrainer, TrainingInput, model_config, train_worker
+from cellray.train.puzzle_lm import PuzzleLMTrainer, prepare_puzzles, pretrain_puzzles_worker, save_puzzle_model
 from cellray.train.scgpt_corpus import prepare_scgpt
 from cellray.train.scgpt_pretrain import ScGPTInput, ScGPTPretrainer, checkpoint_of, pretrain_worker
 from cellray.train.terms import Terms
@@ -37,13 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--data", type=Path, required=True, help="folder that the configuration's files are relative to"
     )
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--steps", type=int, default=None, help="LangCell: overrides the configuration")
-    parser.add_argument("--epochs", type=int, default=None, help="scGPT: overrides the configuration")
+    parser.add_argument("--steps", type=int, default=None, help="LangCell, puzzles: overrides the configuration")
+    parser.add_argument("--epochs", type=int, default=None, help="scGPT, puzzles: overrides the configuration")
     add_arguments(parser)
     given = parser.parse_args(arguments)
     try:
-        if Architecture.read(given.config).architecture == "scgpt":
+        architecture = Architecture.read(given.config).architecture
+        if architecture == "scgpt":
             scgpt(ScGPTPretrainConfig.read(given.config, epochs=given.epochs), given)
+        elif architecture == "qwen2":
+            puzzles(PuzzleLMConfig.read(given.config, epochs=given.epochs, steps=given.steps), given)
         else:
             langcell(PretrainConfig.read(given.config, steps=given.steps), given)
     except CellRayError as error:
@@ -89,6 +93,17 @@ def scgpt(config: ScGPTPretrainConfig, given: argparse.Namespace) -> None:
     with trained(pretrain_worker, training, config.name, given) as folder:
         restore(folder, {"best": trainer})
     checkpoints.save(given.out, checkpoint_of(training, trainer.base), torch.float16)
+
+
+def puzzles(config: PuzzleLMConfig, given: argparse.Namespace) -> None:
+    """Read the training cells, train on the cluster and write the model folder."""
+    training = prepare_puzzles(config, given.data)
+    n_cells = sum(len(cells) for typed in training.sets for cells in typed.by_type.values())
+    sys.stdout.write(f"{n_cells} training cells, {len(training.genes)} genes, {len(training.labels)} labels\n")
+    trainer = PuzzleLMTrainer(training)
+    with trained(pretrain_puzzles_worker, training, config.name, given) as folder:
+        restore(folder, {"best": trainer})
+    save_puzzle_model(given.out, trainer)
 
 
 def text_tokenizer(ontology: Ontology, vocab: int, kept: Path) -> Tokenizer:

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "refine": BASE,
     "write": BASE,
     "encode": BASE | {"models", "tokenize", "labels"},
-    "train": BASE | {"models", "tokenize", "labels"},
+    "puzzles": BASE | {"ingest", "labels"},
+    "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles"},
     "report": BASE | {"labels"},
     "plugins": BASE | {"ingest", "tokenize", "models", "labels", "encode", "train"},
 }

@@ -15,8 +15,8 @@ _LINE_EVERY_S = 10.0
 class Progress(Protocol):
     """How the pipeline reports."""
 
-    def start(self, n_cells: int, n_done: int) -> None:
-        """Begin counting: ``n_cells`` in all, ``n_done`` of them by an earlier run."""
+    def start(self, n_cells: int, n_done: int, unit: str = "cells") -> None:
+        """Begin counting: ``n_cells`` (or other units) in all, ``n_done`` of them by an earlier run."""
 
     def advance(self, n_cells: int) -> None:
         """``n_cells`` more have scores."""
@@ -28,7 +28,7 @@ class Progress(Protocol):
 class Silent:
     """Says nothing; for library use."""
 
-    def start(self, n_cells: int, n_done: int) -> None:
+    def start(self, n_cells: int, n_done: int, unit: str = "cells") -> None:
         """Do nothing."""
 
     def advance(self, n_cells: int) -> None:
@@ -42,12 +42,13 @@ class Lines:
     """Plain lines, one every ten seconds at most, for logs."""
 
     def __init__(self, file: IO[str]) -> None:
-        self._file = file
+        self._file, self._unit = file, "cells"
         self._cells = self._before = self._done = 0
         self._started = self._last = time.monotonic()
 
-    def start(self, n_cells: int, n_done: int) -> None:
+    def start(self, n_cells: int, n_done: int, unit: str = "cells") -> None:
         """Begin counting."""
+        self._unit = unit
         self._cells, self._before, self._done = n_cells, n_done, n_done
         self._started = self._last = time.monotonic()
 
@@ -59,7 +60,7 @@ class Lines:
             self._last = now
             rate = (self._done - self._before) / max(now - self._started, 1e-9)
             left = (self._cells - self._done) / max(rate, 1e-9)
-            self.say(f"{self._done:,} of {self._cells:,} cells, {rate:,.0f} cells/s, {left:,.0f} s left")
+            self.say(f"{self._done:,} of {self._cells:,} {self._unit}, {rate:,.0f} {self._unit}/s, {left:,.0f} s left")
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -86,16 +87,16 @@ class _Live:
             transient=True,
         )
         self._task = self.bars.add_task("cells", total=None, rate="starting")
-        self._before, self._started = 0, time.monotonic()
+        self._before, self._started, self._unit = 0, time.monotonic(), "cells"
 
-    def start(self, n_cells: int, n_done: int) -> None:
-        self._before, self._started = n_done, time.monotonic()
-        self.bars.update(self._task, total=n_cells, completed=n_done, rate="")
+    def start(self, n_cells: int, n_done: int, unit: str = "cells") -> None:
+        self._before, self._started, self._unit = n_done, time.monotonic(), unit
+        self.bars.update(self._task, description=unit, total=n_cells, completed=n_done, rate="")
 
     def advance(self, n_cells: int) -> None:
         self.bars.advance(self._task, n_cells)
         done = self.bars.tasks[0].completed - self._before
-        self.bars.update(self._task, rate=f"{done / max(time.monotonic() - self._started, 1e-9):,.0f} cells/s")
+        self.bars.update(self._task, rate=f"{done / max(time.monotonic() - self._started, 1e-9):,.0f} {self._unit}/s")
 
     def say(self, text: str) -> None:
         self.bars.console.print(text, highlight=False, markup=False)

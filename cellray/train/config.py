@@ -66,7 +66,7 @@ class Architecture(_FromFile):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    architecture: Literal["langcell", "scgpt"] = "langcell"
+    architecture: Literal["langcell", "scgpt", "qwen2"] = "langcell"
 
 
 class ScGPTPretrainConfig(_FromFile):
@@ -79,7 +79,7 @@ class ScGPTPretrainConfig(_FromFile):
     top_genes: Annotated[int, Field(ge=1, description="highly variable genes of each set; the model knows all")] = 1200
     sizes: Sizes
     n_bins: Annotated[int, Field(ge=3)] = 51
-    epochs: Annotated[int, Field(ge=1)] = 9
+    epochs: Annotated[int, Field(ge=1)] = 8
     batch_cells: Annotated[int, Field(ge=1)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -89,8 +89,34 @@ class ScGPTPretrainConfig(_FromFile):
         0.4,
         0.6,
     )
+    components: Annotated[int, Field(ge=1, description="principal components of expression that CLS predicts")] = 64
     masked_weight: float = 0.3
-    class_weight: float = 0.5
+    class_weight: float = 0.2
+    average_decay: Annotated[float, Field(ge=0, lt=1, description="of the average of weights; 0 keeps the last")] = 0.99
+
+
+class PuzzleLMConfig(_FromFile):
+    """A small language model of puzzles from scratch; ``files`` are labelled datasets. An epoch has ``steps`` steps."""
+
+    architecture: Literal["qwen2"]
+    name: str
+    seed: int = 0
+    files: tuple[str, ...]
+    label_key: str = "cell_type"
+    held_out: Annotated[float, Field(gt=0, lt=0.5, description="share of cells in validation, and in test")] = 0.1
+    min_cells: Annotated[int, Field(ge=2)] = 3
+    max_cells: Annotated[int, Field(ge=2)] = 10
+    top_genes: Annotated[int, Field(ge=1)] = 24
+    listed_genes: Annotated[int, Field(ge=1, description="genes of a cell that a puzzle's are drawn from")] = 40
+    most_dropped: Annotated[float, Field(ge=0, lt=1, description="largest share of them left out")] = 0.4
+    extra_share: Annotated[float, Field(ge=0, le=1, description="share of puzzles with candidates to spare")] = 0.2
+    min_gene_cells: Annotated[int, Field(ge=1, description="a rarer gene has no token of its own")] = 32
+    sizes: Sizes
+    epochs: Annotated[int, Field(ge=1)] = 10
+    steps: Annotated[int, Field(ge=1)] = 500
+    batch_puzzles: Annotated[int, Field(ge=1)] = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
 
 class PretrainConfig(_FromFile):

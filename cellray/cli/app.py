@@ -5,7 +5,6 @@ error. Exit codes: 0 done, 1 failed, 2 usage or setting, 3 done but some dataset
 before a verb runs.
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from cellray import __version__
+from cellray.cli.plugins import plugins_app
+from cellray.cli.puzzles import puzzles_app
+from cellray.cli.shared import Json, lines, print_json
 from cellray.errors import CellRayError, Terminated, one_line
 
 if TYPE_CHECKING:
     from cellray.pipeline import RunResult
-    from cellray.plugins.registry import Registry
     from cellray.settings import AnnotateSettings
 
 app = typer.Typer(
@@ -27,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(plugins_app, name="plugins")
+app.add_typer(puzzles_app, name="puzzles")
 
 _Inputs = Annotated[
     list[str], typer.Argument(help="h5ad, zarr, 10x .h5, 10x mtx folders; paths, globs or s3://", show_default=False)
@@ -47,7 +50,6 @@ _UseGraph = Annotated[str | None, typer.Option(help="obsp entry to take as the g
 _AnchorKey = Annotated[str | None, typer.Option(help="obs column with known labels of some cells")]
 _AnchorWeight = Annotated[float | None, typer.Option(help="weight of a known label; held fixed by default")]
 _Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default: Ray on this machine")]
-_Json = Annotated[bool, typer.Option("--json", help="machine-readable result on standard output")]
 
 
 @app.callback(invoke_without_command=True)
@@ -92,7 +94,7 @@ def annotate(
     shard_cells: _ShardCells = 8192,
     encoders: _Encoders = None,
     address: _Address = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Label every cell of the inputs."""
     from cellray.settings import AnnotateSettings
@@ -143,7 +145,7 @@ def embed(
     shard_cells: _ShardCells = 8192,
     encoders: _Encoders = None,
     address: _Address = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Embed every cell of the inputs, without labels: obsm["X_langcell"] or obsm["X_scgpt"], by the model."""
     from cellray.settings import AnnotateSettings
@@ -182,7 +184,7 @@ def refine_scores(
     anchor_key: _AnchorKey = None,
     anchor_weight: _AnchorWeight = None,
     address: _Address = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Refine stored scores again with other settings, into a new output folder; the encoder does not run."""
     from cellray.pipeline import refine_again
@@ -213,7 +215,7 @@ def inspect(
     layer: _Layer = None,
     gene_key: _GeneKey = None,
     min_genes: _MinGenes = 20,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Say what would be read from the inputs and why, and which cells are bad, without running a model."""
     from cellray.errors import DatasetError
@@ -233,10 +235,10 @@ def inspect(
             failed += 1
             found.append({"dataset_id": source.dataset_id, "source": source.uri, "error": one_line(error)})
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         for number, facts in enumerate(found):
-            typer.echo(("\n" if number else "") + _lines(facts))
+            typer.echo(("\n" if number else "") + lines(facts))
     raise typer.Exit(0 if not failed else 3 if failed < len(found) else 1)
 
 
@@ -245,7 +247,7 @@ def evaluate(
     out: Annotated[str, typer.Argument(help="output folder of `cellray annotate`")],
     *,
     truth_key: Annotated[str, typer.Option(help="obs column with the true cell types")] = "cell_type",
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Compare labels with the truth, before and after refinement, and add the result to the report."""
     from rich.console import Console
@@ -256,7 +258,7 @@ def evaluate(
     evaluation = run(out, truth_key)
     report = write_report(out, evaluation=evaluation)
     if as_json:
-        _print_json(evaluation)
+        print_json(evaluation)
     else:
         Console().print(evaluation_table(evaluation))
         typer.echo(f"report: {report}")
@@ -312,89 +314,6 @@ def convert_model(
     typer.echo(f"{out_dir}: {checkpoint.genes.num_rows:,} genes, digest {digest[:12]}")
 
 
-plugins_app = typer.Typer(help="Plugin versions in a registry: list, show, promote, roll back.", no_args_is_help=True)
-app.add_typer(plugins_app, name="plugins")
-
-_Registry = Annotated[str | None, typer.Option(help="path or s3://; default $CELLRAY_REGISTRY, else ./plugins")]
-_Tissue = Annotated[str, typer.Argument(help="tissue; `tissues` is the plugin that tells them apart")]
-_Reason = Annotated[str, typer.Option(help="noted in the history")]
-
-
-@plugins_app.command("list")
-def plugins_list(*, registry: _Registry = None, as_json: _Json = False) -> None:
-    """List the tissues, the promoted version of each and how many versions there are."""
-    store = _registry(registry)
-    rows = [(name, store.promoted(name), store.versions(name)) for name in store.known()]
-    if as_json:
-        _print_json([{"tissue": name, "promoted": digest, "versions": there} for name, digest, there in rows])
-        return
-    for name, digest, there in rows:
-        typer.echo(f"{name:<24}  {(digest or 'none')[:12]}  {len(there)} version(s)")
-
-
-@plugins_app.command("show")
-def plugins_show(
-    tissue: _Tissue,
-    *,
-    version: Annotated[str | None, typer.Option(help="digest or its beginning; default: the promoted one")] = None,
-    registry: _Registry = None,
-    as_json: _Json = False,
-) -> None:
-    """Show a version: base, classes, metrics; and the tissue's versions and history."""
-    from cellray.plugins.registry import tissue_name
-    from cellray.plugins.router import no_plugin
-
-    store = _registry(registry)
-    wanted = version or store.promoted(tissue)
-    if wanted is None:
-        raise no_plugin(tissue, store.tissues())
-    found = store.get(tissue, wanted)
-    facts = {
-        "tissue": tissue_name(tissue),
-        "task": found.task,
-        "version": next(one for one in store.versions(tissue) if one.startswith(wanted)),
-        "promoted": store.promoted(tissue),
-        "parent": found.parent,
-        "base": f"{found.base} {found.base_digest}",
-        "classes": found.names,
-        "reserved": found.config.n_classes - len(found.labels),
-        "metrics": found.metrics,
-        "versions": store.versions(tissue),
-        "history": [vars(change) for change in store.history(tissue)],
-    }
-    if as_json:
-        _print_json(facts)
-    else:
-        typer.echo(
-            "\n".join(f"{key:<10}  {_text(value) if key != 'metrics' else value}" for key, value in facts.items())
-        )
-
-
-@plugins_app.command("promote")
-def plugins_promote(
-    tissue: _Tissue,
-    version: Annotated[str, typer.Argument(help="digest or its beginning (6 characters or more)")],
-    *,
-    reason: _Reason = "",
-    registry: _Registry = None,
-) -> None:
-    """Make a version the one that is used, whatever the gate said of it."""
-    typer.echo(f"{tissue}: {_registry(registry).promote(tissue, version, reason=reason)} promoted")
-
-
-@plugins_app.command("rollback")
-def plugins_rollback(tissue: _Tissue, *, reason: _Reason = "", registry: _Registry = None) -> None:
-    """Go back to the version that was promoted before."""
-    typer.echo(f"{tissue}: back to {_registry(registry).rollback(tissue, reason=reason)}")
-
-
-def _registry(uri: str | None) -> "Registry":
-    from cellray.plugins.registry import Registry
-    from cellray.settings import Environment
-
-    return Registry(uri or Environment().registry)
-
-
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error."""
     try:
@@ -421,7 +340,7 @@ def _tell(result: "RunResult", *, as_json: bool) -> NoReturn:
     """Print what a run did and leave with its exit code."""
     summary = result.summary()
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         rate = f", {result.cells_per_s:,.0f} cells/s" if result.cells_per_s else ""
         done = (
@@ -437,24 +356,3 @@ def _tell(result: "RunResult", *, as_json: bool) -> NoReturn:
         if result.report:
             typer.echo(f"report: {result.report}")
     raise typer.Exit(result.exit_code)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
-
-
-def _lines(facts: dict[str, Any]) -> str:
-    width = max(map(len, facts))
-    return "\n".join(f"{key:<{width}}  {_text(value)}" for key, value in facts.items())
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item:,}" for key, item in value.items()) or "none"
-    if isinstance(value, list):
-        return "; ".join(map(str, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""``python -m cellray.cli``."""
+
+from cellray.cli.app import main
+
+main()

@@ -1,0 +1,194 @@
+"""Bulk solving on Ray Data: puzzles in chunks to engine actors, a part file a chunk, one table at the end.
+
+Contract: a part's name is a function of the settings and of the puzzles in it, and it is published in one step; puzzles
+whose answers are in a part of the same settings are not asked again, ``failed`` ones are. A killed actor is started
+anew and its chunks redone, so nothing is lost or doubled. An actor works on several chunks at once, so that the
+engine's batch does not run empty at the end of each. The order of the input does not matter to a result.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from cellray import storage
+from cellray.cluster import ray_session
+from cellray.errors import SettingError
+from cellray.pipeline.progress import Progress, Silent
+from cellray.puzzles.centroid import Profiles
+from cellray.puzzles.engine import Engine, EngineDeadError, EngineSettings, check_model, locate
+from cellray.puzzles.puzzle import Puzzle
+from cellray.puzzles.solve import ANSWERS, SolveSettings, solve_all
+
+PARTS_DIR = "parts"
+ANSWERS_FILE = "answers.parquet"
+_CONCURRENT_CHUNKS = 4
+_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class SolveOrder:
+    """What is asked of whom. ``engine`` None: the solver without a language model, which needs ``profiles``."""
+
+    out: str
+    engine: EngineSettings | None
+    solving: SolveSettings
+    adapter: str | None = None
+    profiles: Profiles | None = None
+    engines: int = 1
+    chunk: int = 64
+
+    def key(self) -> str:
+        """Hash of everything that changes an answer, 16 hex digits."""
+        models = [storage.content_hash(locate(one)) for one in (self.engine and self.engine.model, self.adapter) if one]
+        engine = self.engine.model_dump(include={"dtype", "max_length", "seed"}) if self.engine else None
+        told = json.dumps([models, engine, self.solving.model_dump()], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def solve_puzzles(
+    order: SolveOrder, puzzles: Sequence[Puzzle], progress: Progress | None = None, address: str | None = None
+) -> pa.Table:
+    """Answer all puzzles and write ``answers.parquet``; returns it, a row a puzzle in their order.
+
+    Raises
+    ------
+    SettingError
+        Before any work, if the model cannot be used.
+    """
+    progress = progress or Silent()
+    if order.engine is None and order.profiles is None:
+        msg = "nothing to solve with: give --model, or --baseline with solved puzzles"
+        raise SettingError(msg)
+    if order.engine is not None:
+        check_model(order.engine.model)
+    prefix = f"part-{order.key()}"
+    parts = storage.join(order.out, PARTS_DIR)
+    distinct = {puzzle.key: puzzle for puzzle in puzzles}
+    known = _known(parts, prefix)
+    todo = [puzzle for key, puzzle in distinct.items() if key not in known]
+    progress.start(len(distinct), len(distinct) - len(todo), "puzzles")
+    chunks = [todo[at : at + order.chunk] for at in range(0, len(todo), order.chunk)]
+    if chunks and order.engine is None:
+        for chunk in chunks:
+            _put(parts, prefix, chunk, asyncio.run(solve_all(None, chunk, order.solving, profiles=order.profiles)))
+            progress.advance(len(chunk))
+    elif chunks:
+        with ray_session(address) as resources:
+            context = DataContext.get_current()
+            context.enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            gpus = order.engine.tensor_parallel if resources.gpus and order.engine else 0
+            held = [ray.put(chunk) for chunk in chunks]
+            done = ray.data.from_items([{"chunk": n} for n in range(len(chunks))], override_num_blocks=len(chunks))
+            answered = done.map_batches(
+                Solver,
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=1,
+                num_gpus=gpus,
+                compute=ActorPoolStrategy(
+                    size=min(order.engines, len(chunks)),
+                    max_tasks_in_flight_per_actor=2 * _CONCURRENT_CHUNKS,
+                    max_concurrent_calls_per_actor=_CONCURRENT_CHUNKS,
+                    enable_true_multi_threading=True,
+                ),
+                fn_constructor_args=(order, held, parts, prefix),
+            )
+            for row in answered.iter_rows():
+                progress.advance(row["n"])
+    return _collected(order.out, parts, prefix, puzzles)
+
+
+class Solver:
+    """The actor: an engine on an event loop of its own, started anew when its process dies."""
+
+    def __init__(self, order: SolveOrder, chunks: list[Any], parts: str, prefix: str) -> None:
+        self._order, self._chunks, self._parts, self._prefix = order, chunks, parts, prefix
+        self._lock = threading.Lock()
+        self._starts = 0
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._engine: Engine | None = self._start()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Answer one chunk and publish its part."""
+        number = batch["chunk"][0].as_py()
+        chunk: list[Puzzle] = ray.get(self._chunks[number])
+        _put(self._parts, self._prefix, chunk, self._answer(chunk))
+        return pa.table({"n": [len(chunk)]})
+
+    def _answer(self, chunk: list[Puzzle]) -> pa.Table:
+        while True:
+            engine = self._engine
+            try:
+                work = solve_all(engine, chunk, self._order.solving, adapter=self._order.adapter)
+                return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+            except EngineDeadError as error:
+                with self._lock:
+                    if self._engine is engine and engine is not None:
+                        engine.close()
+                        self._engine = self._start() if self._starts <= _RESTARTS else None
+                if self._engine is None:
+                    return _given_up(chunk, self._order, str(error))
+
+    def _start(self) -> Engine:
+        self._starts += 1
+
+        async def start() -> Engine:
+            assert self._order.engine is not None  # noqa: S101 - for the type checker
+            return Engine(self._order.engine)
+
+        return asyncio.run_coroutine_threadsafe(start(), self._loop).result()
+
+
+def _given_up(chunk: list[Puzzle], order: SolveOrder, why: str) -> pa.Table:
+    if order.profiles is not None:
+        return asyncio.run(solve_all(None, chunk, order.solving, profiles=order.profiles))
+    rows = [
+        dict.fromkeys(ANSWERS.names) | {"key": puzzle.key, "status": "failed", "code": "engine", "error": why}
+        for puzzle in chunk
+    ]
+    return pa.Table.from_pylist(rows, schema=ANSWERS)
+
+
+def _put(parts: str, prefix: str, chunk: list[Puzzle], answers: pa.Table) -> None:
+    named = hashlib.sha256("".join(puzzle.key for puzzle in chunk).encode()).hexdigest()[:16]
+    with storage.writing(storage.join(parts, f"{prefix}-{named}.parquet")) as path:
+        pq.write_table(answers, path, compression="zstd")
+
+
+def _known(parts: str, prefix: str) -> set[str]:
+    """Keys of the puzzles that need not be asked again."""
+    found: set[str] = set()
+    for name in storage.list_files(parts):
+        if name.startswith(prefix):
+            with storage.open_read(storage.join(parts, name)) as file:
+                table = pq.read_table(file, columns=["key", "status"])
+            rows = zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
+            found |= {key for key, status in rows if status not in ("failed", "baseline")}
+    return found
+
+
+def _collected(out: str, parts: str, prefix: str, puzzles: Sequence[Puzzle]) -> pa.Table:
+    """Put all parts into one table in the order of the puzzles; an answer stands before a failure of an earlier run."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in storage.list_files(parts):
+        if name.startswith(prefix):
+            with storage.open_read(storage.join(parts, name)) as file:
+                for row in pq.read_table(file).to_pylist():
+                    if rows.get(row["key"], {}).get("status") in (None, "failed", "baseline"):
+                        rows[row["key"]] = row
+    table = pa.Table.from_pylist([rows[puzzle.key] for puzzle in puzzles], schema=ANSWERS)
+    with storage.writing(storage.join(out, ANSWERS_FILE)) as path:
+        pq.write_table(table, path, compression="zstd")
+    return table

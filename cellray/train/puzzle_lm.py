@@ -1,0 +1,227 @@
+"""A small language model of puzzles, trained from scratch: Qwen2's architecture, a tokenizer of its own.
+
+Contract: learns from the training cells of ``cellray.puzzles.build``'s split alone; every puzzle is drawn anew, with
+genes left out at random. It is a model for tests, demonstrations and plumbing: what it writes before the answer is a
+list of cell types and no reasoning. Post-training of real models is not done here.
+
+The vectors of genes start from singular vectors of the training cells' gene lists: a model this small would spend most
+of its steps on finding out which genes go together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+
+from cellray.ingest import find_sources
+from cellray.puzzles.answer import written
+from cellray.puzzles.build import split_rows
+from cellray.puzzles.cells import RankedCells, Ranking, read_ranked
+from cellray.puzzles.puzzle import Puzzle
+from cellray.train.config import PuzzleLMConfig
+from cellray.train.loop import OnRay, Plan, fit
+from cellray.train.puzzle_tokens import END, gene_pieces, puzzle_tokenizer
+
+_SPREAD = 0.05
+_WARM_UP = 0.05
+_LEAST_VARIANCE = 1e-5
+_MOST_EXTRA = 3
+
+
+@dataclass(frozen=True)
+class TypedCells:
+    """Training cells of one dataset by type: gene lists, and the context of the dataset's first cell."""
+
+    context: str
+    by_type: dict[str, list[tuple[str, ...]]]
+
+
+@dataclass(frozen=True)
+class PuzzleLMInput:
+    """What every worker needs; ``genes`` and ``vectors`` (genes, width) are the tokens that start with a meaning."""
+
+    config: PuzzleLMConfig
+    sets: tuple[TypedCells, ...]
+    genes: list[str]
+    vectors: np.ndarray
+    labels: list[str]
+
+
+def prepare_puzzles(config: PuzzleLMConfig, folder: Path) -> PuzzleLMInput:
+    """Read the training cells of every file under ``folder``."""
+    ranking = Ranking(label_key=config.label_key, top_genes=config.listed_genes)
+    sets = []
+    for source in find_sources([str(folder / name) for name in config.files]):
+        cells = read_ranked(source, ranking)
+        sets.append(_training(cells, split_rows(cells, config.held_out, by_donor=False)["train"]))
+    lists = [genes for typed in sets for cells in typed.by_type.values() for genes in cells]
+    genes, counts = np.unique(np.concatenate([np.array(one) for one in lists]), return_counts=True)
+    known = genes[counts >= config.min_gene_cells].tolist()
+    labels = sorted({label for typed in sets for label in typed.by_type})
+    return PuzzleLMInput(config, tuple(sets), known, gene_vectors(lists, known, config), labels)
+
+
+def _training(cells: RankedCells, rows: Sequence[int]) -> TypedCells:
+    by_type: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+        by_type.setdefault(cells.labels[row], []).append(cells.genes[row])
+    return TypedCells(cells.contexts[0], by_type)
+
+
+def gene_vectors(lists: Sequence[tuple[str, ...]], genes: list[str], config: PuzzleLMConfig) -> np.ndarray:
+    """Right singular vectors of cells by genes, whose entries fall with the rank; (genes, width) float32."""
+    from sklearn.decomposition import TruncatedSVD
+
+    number = {gene: at for at, gene in enumerate(genes)}
+    rows, columns, values = [], [], []
+    for row, cell in enumerate(lists):
+        for rank, gene in enumerate(cell):
+            if gene in number:
+                rows.append(row)
+                columns.append(number[gene])
+                values.append(1 / np.log2(2 + rank))
+    cells = sparse.csr_matrix((values, (rows, columns)), (len(lists), len(genes)))
+    mean = np.asarray(cells.mean(0)).ravel()
+    variance = np.asarray(cells.multiply(cells).mean(0)).ravel() - mean**2
+    scaled = cells @ sparse.diags_array(1 / np.sqrt(np.maximum(variance, _LEAST_VARIANCE)))
+    svd = TruncatedSVD(min(config.sizes.hidden, min(scaled.shape) - 1), random_state=config.seed).fit(scaled)
+    found = (svd.components_[1:] * svd.singular_values_[1:, None]).T
+    vectors = np.zeros((len(genes), config.sizes.hidden), np.float32)
+    vectors[:, : found.shape[1]] = found * (_SPREAD / found.std())
+    return vectors
+
+
+def draw(typed: TypedCells, config: PuzzleLMConfig, rng: np.random.Generator) -> Puzzle:
+    """Draw a training puzzle: cells of different types, each with some of its genes left out."""
+    types = sorted(typed.by_type)
+    most = min(config.max_cells, len(types))
+    n = int(rng.integers(min(config.min_cells, most), most + 1))
+    order = [str(label) for label in rng.permutation(types)]
+    extra = int(rng.integers(1, _MOST_EXTRA + 1)) if rng.random() < config.extra_share else 0
+    cells = []
+    for label in order[:n]:
+        own = typed.by_type[label]
+        genes = own[int(rng.integers(len(own)))]
+        kept = rng.random(len(genes)) >= rng.uniform(0, config.most_dropped)
+        shown = [gene for gene, keep in zip(genes, kept, strict=True) if keep] or list(genes)
+        cells.append(tuple(shown[: config.top_genes]))
+    candidates = tuple(str(label) for label in rng.permutation(order[: n + extra]))
+    return Puzzle(typed.context, tuple(cells), candidates, tuple(order[:n]))
+
+
+def solution(puzzle: Puzzle) -> str:
+    """Return what the model learns to say: a line a cell, then the answer."""
+    notes = "\n".join(f"Cell {number}: {label}" for number, label in enumerate(puzzle.answer, 1))
+    return written(notes, puzzle.answer)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    ids: Tensor
+    target: Tensor
+
+
+class PuzzleLMTrainer(nn.Module):
+    """The model, its tokenizer, and the loss of what it says."""
+
+    def __init__(self, given: PuzzleLMInput) -> None:
+        super().__init__()
+        self.tokenizer = puzzle_tokenizer(given.genes, given.labels, [typed.context for typed in given.sets])
+        sizes = given.config.sizes
+        self.model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=len(self.tokenizer),
+                hidden_size=sizes.hidden,
+                intermediate_size=sizes.ffn,
+                num_hidden_layers=sizes.layers,
+                num_attention_heads=sizes.heads,
+                num_key_value_heads=sizes.heads,
+                max_position_embeddings=sizes.max_tokens,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        )
+        with torch.no_grad():
+            vectors = torch.from_numpy(given.vectors)
+            for place in (0, 1):
+                ids = self.tokenizer.convert_tokens_to_ids([gene_pieces(gene)[place] for gene in given.genes])
+                self.model.model.embed_tokens.weight[ids] = vectors
+
+    def forward(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and it again by name."""
+        loss = self.model(input_ids=batch.ids, labels=batch.target).loss
+        return loss, {"loss": loss.detach()}
+
+
+def batches(
+    given: PuzzleLMInput, tokenizer: PreTrainedTokenizerBase, epoch: int, rank: int, world: int
+) -> list[_Batch]:
+    """Return a worker's batches of an epoch."""
+    config = given.config
+    rng = np.random.default_rng([config.seed, epoch, rank])
+    weights = np.sqrt([sum(map(len, typed.by_type.values())) for typed in given.sets])
+    found = []
+    for _ in range(-(-config.steps // world)):
+        chosen = rng.choice(len(given.sets), config.batch_puzzles, p=weights / weights.sum())
+        puzzles = [draw(given.sets[number], config, rng) for number in chosen]
+        found.append(_batch(puzzles, tokenizer))
+    return found
+
+
+def _batch(puzzles: Sequence[Puzzle], tokenizer: PreTrainedTokenizerBase) -> _Batch:
+    asked, said = [], []
+    for puzzle in puzzles:
+        chat: Any = tokenizer.apply_chat_template(puzzle.messages(), tokenize=False, add_generation_prompt=True)
+        asked.append(tokenizer(chat, add_special_tokens=False)["input_ids"])
+        said.append(tokenizer(solution(puzzle) + END, add_special_tokens=False)["input_ids"])
+    longest = max(len(a) + len(b) for a, b in zip(asked, said, strict=True))
+    ids = np.full((len(puzzles), longest), tokenizer.pad_token_id, np.int64)
+    target = np.full((len(puzzles), longest), -100, np.int64)
+    for row, (prompt, answer) in enumerate(zip(asked, said, strict=True)):
+        whole = len(prompt) + len(answer)
+        ids[row, :whole] = [*prompt, *answer]
+        target[row, len(prompt) : whole] = answer
+    return _Batch(torch.from_numpy(ids), torch.from_numpy(target))
+
+
+def warm_cosine(share: float) -> float:
+    """Linear warm-up over a twentieth of the steps, then a cosine to zero."""
+    if share < _WARM_UP:
+        return share / _WARM_UP + 1e-3
+    return 0.5 * (1 + float(np.cos(np.pi * (share - _WARM_UP) / (1 - _WARM_UP))))
+
+
+def pretrain_puzzles(given: PuzzleLMInput, workers: Any = None) -> tuple[PuzzleLMTrainer, dict[str, float]]:
+    """Train a model; returns it with its tokenizer, and what the loop says of itself."""
+    config = given.config
+    torch.manual_seed(config.seed)
+    trainer = PuzzleLMTrainer(given)
+    facts = fit(
+        trainer,
+        trainer,
+        torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay),
+        lambda *where: batches(given, trainer.tokenizer, *where),
+        Plan(config.epochs, config.seed, warm_cosine),
+        workers=workers,
+    )
+    return trainer, facts
+
+
+def save_puzzle_model(folder: Path, trainer: PuzzleLMTrainer) -> None:
+    """Write a Hugging Face model folder, weights in float16."""
+    trainer.model.half().save_pretrained(folder)
+    trainer.model.float()
+    trainer.tokenizer.save_pretrained(folder)
+
+
+def pretrain_puzzles_worker(loop: dict[str, PuzzleLMInput]) -> None:
+    """Run the loop of ``loop["given"]`` on one Ray Train worker."""
+    pretrain_puzzles(loop["given"], OnRay())

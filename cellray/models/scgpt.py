@@ -244,12 +244,19 @@ class ScGPT(nn.Module):
             states = layer(states, cells, read, adapter(number, states, read) if adapter else None)
         return states
 
-    def encode_genes(self, ids: Tensor, values: Tensor, cells: Segments) -> Tensor:
-        """Encode packed cells as ``encode_cells`` does, and return the states of all their rows, (t, hidden)."""
+    def encode_genes(self, ids: Tensor, values: Tensor, cells: Segments) -> tuple[Tensor, Tensor]:
+        """Encode packed cells as ``encode_cells`` does, without an adapter.
+
+        Returns
+        -------
+        cls, states
+            (n, hidden) of CLS, and (t, hidden) of all rows as the last layer takes them.
+        """
         states = self.encoder(ids) + self.value_encoder(values)
-        for layer in cast("list[Layer]", self.transformer_encoder["layers"]):
+        *layers, last = cast("list[Layer]", self.transformer_encoder["layers"])
+        for layer in layers:
             states = layer(states, cells)
-        return states
+        return last(states, cells, cells.first), states
 
     def classify(self, states: Tensor) -> Tensor:
         """Class probabilities (n, classes) of CLS states."""

@@ -10,6 +10,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 from cellray.train.checkpoint import restore, save
 
 _CLIP = 1.0
+_WARM_UP = 10
 Write = Callable[[Path], None]
 
 
@@ -90,12 +92,15 @@ class Plan:
         Factor of the learning rate after a share (0 to 1) of all steps.
     patience
         Epochs without a better validation score after which training ends; None trains to the end.
+    average_decay
+        Of the moving average of the weights, which is what is validated and kept; 0: the weights themselves.
     """
 
     epochs: int
     seed: int = 0
     schedule: Callable[[float], float] = field(default=lambda share: 0.5 * (1 + math.cos(math.pi * share)))
     patience: int | None = None
+    average_decay: float = 0.0
 
 
 class Course(nn.Module):
@@ -121,7 +126,6 @@ def fit(
     *,
     validate: Callable[[], float] | None = None,
     workers: Alone | None = None,
-    checkpointed: bool = True,
 ) -> dict[str, float]:
     """Train, and leave ``trained`` with the weights of the best epoch.
 
@@ -148,8 +152,8 @@ def fit(
         ``epoch`` (of the weights kept, from 1), ``score`` and the mean parts of the last epoch's loss.
     """
     workers = workers or Alone()
-    best, course = copy.deepcopy(trained), Course()
-    kept = {"trained": trained, "best": best, "course": course}
+    best, average, course = copy.deepcopy(trained), copy.deepcopy(trained), Course()
+    kept = {"trained": trained, "average": average, "best": best, "course": course}
     first = 0
 
     def read(folder: Path) -> None:
@@ -176,18 +180,37 @@ def fit(
             loss.backward()
             nn.utils.clip_grad_norm_(trained.parameters(), _CLIP)
             optimiser.step()
+            _follow(average, trained, plan.average_decay, epoch * len(todo) + step)
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         module.eval()
         means = {name: value / len(todo) for name, value in sums.items()}
-        score = validate() if validate is not None else float(epoch)
+        with _weights(trained, average):
+            score = validate() if validate is not None else float(epoch)
         if score > float(course.best[0]):
-            best.load_state_dict(trained.state_dict())
+            best.load_state_dict(average.state_dict())
             course.best[0], course.best[1] = score, epoch
         workers.report({"epoch": epoch + 1, "score": score, **means}, partial(_save, kept, optimiser, epoch + 1))
     trained.load_state_dict(best.state_dict())
     module.eval()
     return {**course.facts(), **means}
+
+
+def _follow(average: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
+    """Move the average towards the weights; the first steps count for less, so that it does not start from noise."""
+    decay = min(decay, (1 + step) / (_WARM_UP + step))
+    with torch.no_grad():
+        for mean, weight in zip(average.parameters(), trained.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
+
+
+@contextmanager
+def _weights(trained: nn.Module, other: nn.Module) -> Iterator[None]:
+    """While inside, ``trained`` has the weights of ``other``."""
+    own = copy.deepcopy(trained.state_dict())
+    trained.load_state_dict(other.state_dict())
+    yield
+    trained.load_state_dict(own)
 
 
 def _save(kept: dict[str, nn.Module], optimiser: torch.optim.Optimizer, epoch: int, folder: Path) -> None:

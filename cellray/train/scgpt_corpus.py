@@ -1,7 +1,11 @@
 """Datasets to what an scGPT-architecture base is trained on: chosen genes, binned cells, expression to predict.
 
-Contract: genes, their weights, means and spreads come from training cells alone; held-out cells are tokenised and
-never looked at otherwise. A class is a label of one dataset: authors do not mean the same by the same word.
+Contract: genes, their weights, means, spreads and principal components come from training cells alone; held-out cells
+are tokenised and never looked at otherwise. A class is a label of one dataset: authors do not mean the same by the same
+word.
+
+A cell keeps the genes of the largest count times weight. The weight is 1 / (mean * sqrt(detection)), which puts rare
+genes first, times the share of a gene's variance that the principal components explain, which puts noise last.
 """
 
 import warnings
@@ -21,6 +25,7 @@ from cellray.train.prepare import Cells, read_cells
 
 _TARGET_SUM = 1e4
 _CLIP = 10.0
+_SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,10 @@ class ScGPTCorpus:
         Ragged binned cells, as ``schema.token_shard`` has them.
     expression
         (n, genes) float32 log1p of counts per ten thousand, standardised by gene and clipped.
-    known
-        (sets, genes) whether a dataset has a gene.
+    scores
+        (n, components) float32 of the principal components of the training cells' expression, of unit variance there.
+    vectors
+        (genes, components) float32: the components' loadings times the square root of their spread.
     dataset, label, held_out
         (n,) number of the set, class or -1, and whether a cell is kept from training.
     classes
@@ -48,7 +55,8 @@ class ScGPTCorpus:
     offsets: np.ndarray
     expression: sparse.csr_matrix
     zero: np.ndarray
-    known: np.ndarray
+    scores: np.ndarray
+    vectors: np.ndarray
     dataset: np.ndarray
     label: np.ndarray
     held_out: np.ndarray
@@ -84,6 +92,14 @@ def prepare_scgpt(config: ScGPTPretrainConfig, folder: Path) -> ScGPTCorpus:
     genes = choose_genes(sets, config.top_genes)
     slot_of = {gene: slot for slot, gene in enumerate(genes[schema.ENSEMBL_ID].to_pylist())}
     laid = [_laid_out(cells, slot_of) for cells in sets]
+    held_out = np.concatenate([cells.held_out for cells in sets])
+    dataset = np.repeat(np.arange(len(sets)), [len(cells.labels) for cells in sets])
+    expression, zero = _standardised(sparse.vstack([_log1p(*pair) for pair in zip(laid, sets, strict=True)]), held_out)
+    known = np.stack([np.isin(list(slot_of), cells.genes) for cells in sets])
+    values = (expression.toarray() + zero) * known[dataset]  # a gene that a dataset has not is as in the mean cell
+    scores, vectors, explained = components(values, ~held_out, config.components, config.seed)
+    weight = pa.array(genes[schema.WEIGHT].to_numpy() * explained)
+    genes = genes.set_column(genes.column_names.index(schema.WEIGHT), genes.schema.field(schema.WEIGHT), weight)
     tokenizer = BinTokenizer(
         genes[schema.TOKEN].to_numpy(),
         config.n_bins,
@@ -104,16 +120,14 @@ def prepare_scgpt(config: ScGPTPretrainConfig, folder: Path) -> ScGPTCorpus:
         for label in sorted(set(cells.labels[~cells.held_out].tolist()) - {""})
     ]
     class_of = {name: index for index, name in enumerate(names)}
-    held_out = np.concatenate([cells.held_out for cells in sets])
-    dataset = np.repeat(np.arange(len(sets)), [len(cells.labels) for cells in sets])
-    expression, zero = _standardised(sparse.vstack([_log1p(*pair) for pair in zip(laid, sets, strict=True)]), held_out)
     return ScGPTCorpus(
         tokens=np.concatenate([part[schema.TOKENS].values.to_numpy() for part in parts]),
         bins=np.concatenate([part[schema.BINS].values.to_numpy() for part in parts]),
         offsets=np.concatenate([[0], *(np.diff(part[schema.TOKENS].offsets.to_numpy()) for part in parts)]).cumsum(),
         expression=expression,
         zero=zero,
-        known=np.stack([np.isin(list(slot_of), cells.genes) for cells in sets]),
+        scores=scores,
+        vectors=vectors,
         dataset=dataset,
         label=np.concatenate(
             [[class_of.get((n, label), -1) for label in cells.labels] for n, cells in enumerate(sets)]
@@ -151,6 +165,20 @@ def choose_genes(sets: Iterable[Cells], n_top: int) -> pa.Table:
     mean, share = (np.array([sums[gene][at] for gene in genes]) / total for at in (0, 1))
     columns = [[symbol_of[gene] for gene in genes], genes, np.arange(len(genes)), 1 / (mean * np.sqrt(share))]
     return pa.table(columns, schema=schema.weighted_genes())
+
+
+def components(
+    values: np.ndarray, training: np.ndarray, n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores and vectors as in ``ScGPTCorpus``, and the share of each gene's variance they explain, (genes,)."""
+    from sklearn.utils.extmath import randomized_svd
+
+    own = values[training]
+    _, spread, loadings = randomized_svd(own, min(n, *own.shape), n_iter=3, random_state=seed)
+    spread = np.maximum(spread / np.sqrt(len(own)), _SMALLEST)
+    explained = ((loadings * spread[:, None]) ** 2).sum(0)
+    scores, vectors = values @ (loadings / spread[:, None]).T, (loadings * np.sqrt(spread)[:, None]).T
+    return scores.astype(np.float32), vectors.astype(np.float32), np.maximum(explained, _SMALLEST)
 
 
 def _laid_out(cells: Cells, slot_of: dict[str, int]) -> sparse.csr_matrix:

@@ -2,12 +2,15 @@
 
 Deviations from scGPT's pre-training, made for a base of a few hundred thousand weights and a few thousand cells:
 
-1. CLS predicts the standardised expression of every gene by a linear map of its own; upstream multiplies gene and cell
-   vectors for the genes of a batch.
-2. Masked values are predicted by a two-layer head on the gene's own state, in the same pass.
-3. Labels of the training cells are predicted from CLS, a dataset's cells among its own labels: without them a base of
+1. CLS predicts the cell's expression in the basis of its principal components, each of unit variance, by a linear map;
+   upstream multiplies gene and cell vectors for the genes of a batch. Most of a single gene's variance is noise, and
+   its share of the loss would be too.
+2. Gene vectors start from the components' loadings, so that genes that go together need not be found out first.
+3. Masked values are predicted by a two-layer head on the gene's own state before the last layer, in the same pass.
+4. Labels of the training cells are predicted from CLS, a dataset's cells among its own labels: without them a base of
    this size is worse than the genes themselves.
-4. A share of a cell's genes is left out, drawn anew each time, so that shallow cells and small panels are nothing new.
+5. A share of a cell's genes is left out, drawn anew each time, so that shallow cells and small panels are nothing new.
+6. The result is a moving average of the weights.
 
 The heads are not kept. The loop is ``cellray.train.loop``.
 """
@@ -32,6 +35,8 @@ from cellray.train.thinned import thinned
 _MASK_VALUE = -1.0
 _WARM_UP = 0.1
 _LARGE = 1e9
+_LARGEST_ERROR = 25.0  # squared standard deviations; single cells are far out
+_SPREAD = 0.05  # of the gene vectors at the start
 
 
 @dataclass(frozen=True)
@@ -61,23 +66,26 @@ class ScGPTPretrainer(nn.Module):
         sizes = model_config(given.config, given.corpus.genes.num_rows)
         self.base = ScGPT(sizes)
         width = sizes.hidden_size
-        self.expression = nn.Linear(width, given.corpus.genes.num_rows)
+        self.expression = nn.Linear(width, given.corpus.scores.shape[1])
         self.value = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, 1))
         self.classes = nn.Linear(width, given.corpus.classes.shape[1])
         self.apply(initialise)
+        vectors = torch.from_numpy(given.corpus.vectors[:, :width])
+        with torch.no_grad():
+            self.base.encoder.embedding.weight[: len(vectors), : vectors.shape[1]] += vectors * (
+                _SPREAD / vectors.std()
+            )
 
     def forward(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its parts."""
         corpus, config = self.corpus, self.config
-        states = self.base.encode_genes(batch.ids, batch.values, batch.cells)
-        cls = states[batch.cells.first]
-        dataset, label = corpus.dataset[batch.rows], torch.from_numpy(corpus.label[batch.rows])
-        known = torch.from_numpy(corpus.known[dataset])
-        error = (self.expression(cls) - torch.from_numpy(corpus.targets(batch.rows))) ** 2
+        cls, states = self.base.encode_genes(batch.ids, batch.values, batch.cells)
+        label = torch.from_numpy(corpus.label[batch.rows])
+        error = (self.expression(cls) - torch.from_numpy(corpus.scores[batch.rows])) ** 2
         found = self.value(states[batch.masked])[:, 0]
-        logits = self.classes(cls).masked_fill(~torch.from_numpy(corpus.classes[dataset]), -_LARGE)
+        logits = self.classes(cls).masked_fill(~torch.from_numpy(corpus.classes[corpus.dataset[batch.rows]]), -_LARGE)
         parts = {
-            "expression": error[known].mean(),
+            "expression": error.clamp(max=_LARGEST_ERROR).mean(),
             "masked": F.mse_loss(found, batch.truth) if len(found) else found.sum(),
             # Cells without a label count as no cell, also where a batch has no other.
             "classes": F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
@@ -125,7 +133,7 @@ def pretrain(given: ScGPTInput, workers: Any = None) -> tuple[ScGPTPretrainer, d
         trainer,
         optimiser,
         lambda epoch, rank, world: batches(given, epoch, rank, world),
-        Plan(config.epochs, config.seed, one_cycle),
+        Plan(config.epochs, config.seed, one_cycle, average_decay=config.average_decay),
         workers=workers,
     )
     return trainer, facts

@@ -30,7 +30,7 @@ _PREDICTED = 256
 class PluginSettings:
     """How a plugin is made; sizes as in ``MoELoRAConfig``, ``patience`` in epochs of the validation accuracy.
 
-    ``drops`` are shares of a cell's genes that are left out while training.
+    ``drops`` are shares of a cell's genes that are left out while training; ``average_decay`` as in ``Plan``.
     """
 
     n_experts: int = 5
@@ -40,9 +40,15 @@ class PluginSettings:
     epochs: int = 8
     patience: int = 3
     batch_cells: int = 32
-    learning_rate: float = 2e-3
-    drops: tuple[float, ...] = (0.0, 0.2, 0.4)
+    learning_rate: float = 5e-4
+    drops: tuple[float, ...] = (0.15, 0.4, 0.6)
+    average_decay: float = 0.98
     seed: int = 0
+
+    @property
+    def plan(self) -> Plan:
+        """How long and how fast."""
+        return Plan(self.epochs, self.seed, patience=self.patience, average_decay=self.average_decay)
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ def train(given: PluginInput, workers: Alone | None = None) -> tuple[Plugin, dic
         plugin,
         torch.optim.Adam(plugin.parameters(), settings.learning_rate),
         lambda *where: training_batches(base, given.training, number, settings, *where),
-        Plan(settings.epochs, settings.seed, patience=settings.patience),
+        settings.plan,
         validate=lambda: float(np.mean(right(base, plugin, given.validation, given.classes))),
         workers=workers,
     )

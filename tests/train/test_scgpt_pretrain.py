@@ -9,7 +9,7 @@ from cellray.plugins.reading import Reading, read_labelled
 from cellray.train.config import ScGPTPretrainConfig
 from cellray.train.loop import Plan, fit, shuffled
 from cellray.train.plugins import split, states_of
-from cellray.train.scgpt_corpus import prepare_scgpt
+from cellray.train.scgpt_corpus import components, prepare_scgpt
 from cellray.train.scgpt_pretrain import ScGPTInput, batches
 from jobs import pretrain
 from jobs.bench.synthetic import write_cells
@@ -73,6 +73,28 @@ def test_expression_is_standardised_on_training_cells(corpus):
     assert values.max() <= 10
 
 
+def test_components_come_from_training_cells(corpus):
+    scores = corpus.scores[~corpus.held_out]
+    np.testing.assert_allclose(np.sqrt((scores**2).mean(0)), 1, atol=1e-2)
+    assert corpus.vectors.shape == (corpus.genes.num_rows, scores.shape[1])
+    other = components(np.where(corpus.held_out[:, None], 9.0, _values(corpus)), ~corpus.held_out, 8, 0)
+    same = components(_values(corpus), ~corpus.held_out, 8, 0)
+    np.testing.assert_array_equal(other[1], same[1])
+    np.testing.assert_array_equal(other[2], same[2])
+
+
+def _values(corpus):
+    return corpus.targets(np.arange(len(corpus.held_out)))
+
+
+def test_the_share_of_variance_puts_noise_last():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((200, 30))
+    values[:, :10] = 0.9 * rng.standard_normal((200, 1)) + 0.4 * values[:, :10]
+    _, _, explained = components(values, np.ones(200, bool), 1, 0)
+    assert explained[:10].min() > 5 * explained[10:].max()
+
+
 def test_batches_depend_on_the_epoch_alone(corpus):
     given = ScGPTInput(ScGPTPretrainConfig(**CONFIG), corpus)
     first, again, other = (batches(given, epoch, 0, 1)[0] for epoch in (1, 1, 2))
@@ -120,3 +142,38 @@ def test_training_stops_when_validation_does_not_get_better():
     assert facts["score"] == 0.5
     assert len(seen) == 4
     assert module.weight.item() == seen[1]
+
+
+def test_averaged_weights_are_what_is_validated_and_kept():
+    import torch
+
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(module.weight)
+    seen, steps = [], []
+
+    class Loss(torch.nn.Module):
+        def forward(self, batch):
+            steps.append(module.weight.item())
+            loss = module(batch).sum()
+            return loss, {"loss": loss.detach()}
+
+    def validate():
+        seen.append(module.weight.item())
+        return float(len(seen))
+
+    fit(
+        Loss(),
+        module,
+        torch.optim.SGD(module.parameters(), 0.1),
+        lambda *_: [torch.ones(1, 1)] * 3,
+        Plan(2, schedule=lambda _: 1.0, average_decay=0.5),
+        validate=validate,
+    )
+    means, mean = [], 1.0
+    for step, weight in enumerate([*steps[1:], steps[-1] - 0.1]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * weight
+        means.append(mean)
+    assert seen == pytest.approx([means[2], means[5]])
+    assert steps == pytest.approx([1 - 0.1 * step for step in range(6)])  # training goes on from its own weights
+    assert module.weight.item() == pytest.approx(means[5])

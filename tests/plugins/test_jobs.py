@@ -1,16 +1,21 @@
 """The plugin jobs, the verbs and annotation with plugins, end to end on a local Ray."""
 
 import json
+from contextlib import contextmanager
 
 import anndata
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cellray.cli import app
 from cellray.plugins.registry import TISSUES, Registry
+from cellray.train.checkpoint import save
+from cellray.train.update import extended
 from jobs import train_plugin, update_plugin
 from tests.killing import killed_worker
+from tests.plugins.conftest import version
 
 pytestmark = [pytest.mark.usefixtures("ray"), pytest.mark.timeout(600)]
 SMALL = [
@@ -21,7 +26,7 @@ SMALL = [
     "--classes",
     "6",
     "--epochs",
-    "8",
+    "4",
     "--learning-rate",
     "0.01",
     "--threads",
@@ -38,19 +43,30 @@ def train(world, registry, runs, *more, data=None):
     return job(train_plugin, "--data", *(data or [world.known]), *base, *SMALL, *more)
 
 
+LIVER = ["--tissue", "liver", "--hierarchical", "--label-id-key", "cell_type_ontology_term_id", "--donor-key", "donor"]
+
+
 @pytest.fixture(scope="module")
-def trained(world, ray, tmp_path_factory):
-    """A registry with plugins of two tissues and the one that tells them apart."""
-    folder = tmp_path_factory.mktemp("jobs")
+def donors(world, tmp_path_factory):
+    """The known cells with a donor and a tissue each."""
     known = anndata.read_h5ad(world.known)
+    known.obs["donor"] = [f"donor{row % 8}" for row in range(known.n_obs)]
     known.obs["tissue"] = np.where(known.obs["cell_type"] == "T cell", "Blood", "liver")
-    known.write_h5ad(folder / "tissues.h5ad")
-    registry = str(folder / "registry")
-    ids = ["--label-id-key", "cell_type_ontology_term_id"]
-    assert train(world, registry, folder / "runs", "--tissue", "liver", "--hierarchical", *ids) == 0
-    assert train(world, registry, folder / "runs", "--tissue", "Blood") == 0
-    assert train(world, registry, folder / "runs", "--task", "tissue", data=[folder / "tissues.h5ad"]) == 0
-    return Registry(registry)
+    path = tmp_path_factory.mktemp("donors") / "cells.h5ad"
+    known.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(world, ray, donors, tmp_path_factory):
+    """A registry with plugins of two tissues, one made in this process, and the one that tells them apart."""
+    folder = tmp_path_factory.mktemp("jobs")
+    registry = Registry(str(folder / "registry"))
+    registry.promote("blood", registry.put(version(world, world.known, tissue="blood")))
+    assert train(world, registry.uri, folder / "runs", *LIVER, data=[donors]) == 0
+    two = ["--task", "tissue", "--workers", "2"]
+    assert train(world, registry.uri, folder / "runs", *two, data=[donors]) == 0
+    return registry
 
 
 def test_training_stores_and_promotes(trained):
@@ -60,26 +76,33 @@ def test_training_stores_and_promotes(trained):
     assert [label["term_id"] for label in found.labels] == ["CL:0000236", "CL:0000084", "CL:0000623"]
     assert found.metrics["accuracy"] > 0.7  # three types: chance is 0.33
     assert found.metrics["n_test"] > 10
-    assert trained.get(TISSUES, trained.promoted(TISSUES)).names == ["Blood", "liver"]
 
 
-def test_a_killed_worker_changes_nothing(world, trained, tmp_path):
+def test_whole_donors_are_held_out(trained):
+    found = trained.get("liver", trained.promoted("liver"))
+    learned, held_out = set(found.replay.groups.tolist()), set(found.held_out.groups.tolist())
+    assert len(learned | held_out) == 8
+    assert not learned & held_out
+
+
+def test_two_workers_tell_tissues_apart(trained):
+    found = trained.get(TISSUES, trained.promoted(TISSUES))
+    assert found.names == ["Blood", "liver"]
+    assert found.metrics["accuracy"] > 0.7  # a third of the cells are blood
+
+
+def test_a_killed_worker_changes_nothing(world, trained, donors, tmp_path):
     with killed_worker(tmp_path / "runs") as killed:
-        assert train(world, tmp_path / "registry", tmp_path / "runs", "--tissue", "blood") == 0
+        assert train(world, tmp_path / "registry", tmp_path / "runs", *LIVER, data=[donors]) == 0
     assert killed
-    assert Registry(str(tmp_path / "registry")).promoted("blood") == trained.promoted("blood")
-
-
-def test_two_workers(world, tmp_path):
-    given = ["--tissue", "blood", "--workers", "2"]
-    assert train(world, tmp_path / "registry", tmp_path / "runs", *given) == 0
     registry = Registry(str(tmp_path / "registry"))
-    assert registry.get("blood", registry.promoted("blood")).metrics["accuracy"] > 0.6
+    assert registry.versions("liver") == [registry.promoted("liver")]
+    assert registry.promoted("liver") in trained.versions("liver")
 
 
 def update(world, registry, runs, *more):
     given = ["--tissue", "liver", "--new", world.new, "--base", world.base, "--registry", registry, "--runs", runs]
-    return job(update_plugin, *given, "--threads", 1, "--json", "--learning-rate", 0.01, "--epochs", 30, *more)
+    return job(update_plugin, *given, "--threads", 1, "--json", "--learning-rate", 0.02, "--epochs", 8, *more)
 
 
 def test_an_update_is_promoted_and_rolled_back(world, trained, tmp_path, capsys):
@@ -106,7 +129,13 @@ def test_an_update_is_promoted_and_rolled_back(world, trained, tmp_path, capsys)
     assert "metrics" in runner.invoke(app, ["plugins", "show", "liver", "--registry", trained.uri]).stdout
 
 
-def test_a_refused_update_is_stored_and_not_promoted(world, trained, tmp_path, capsys):
+def test_a_refused_update_is_stored_and_not_promoted(world, trained, tmp_path, capsys, monkeypatch):
+    @contextmanager
+    def untrained(worker, training, name, given):
+        save(tmp_path, {"best": extended(training.plugin)}, torch.optim.SGD([torch.zeros(1)]), 1)
+        yield tmp_path
+
+    monkeypatch.setattr(update_plugin, "trained", untrained)
     before = trained.promoted("liver")
     assert update(world, trained.uri, tmp_path, "--label", "odd", "--margin", -1) == 3
     told = json.loads(capsys.readouterr().out)

@@ -6,6 +6,7 @@ value and the way out. Anything else is a bug and keeps its stack trace.
 ::
 
     CellRayError               exit code 1
+    ├── RequestError           a request to a served app; it has an HTTP status
     ├── PuzzleError            one puzzle cannot be asked; it has a code and the others go on
     ├── SettingError           exit code 2: an option, label file, model or output folder is wrong; the run never starts
     │   ├── InputError         an input path that does not exist or is of no known kind
@@ -78,6 +79,17 @@ class PuzzleError(CellRayError):
 
     def __reduce__(self) -> tuple[type["PuzzleError"], tuple[str, str]]:
         return type(self), (self.code, str(self))
+
+
+class RequestError(CellRayError):
+    """A request to a served app cannot be answered; ``status`` is the HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[type["RequestError"], tuple[int, str]]:
+        return type(self), (self.status, str(self))
 
 
 class RunLockedError(SettingError):

@@ -14,8 +14,6 @@ Errors are JSON ``{"error": ...}``: 400, 401, 404 (with the tissues there are), 
 """
 
 import asyncio
-import hmac
-import logging
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,33 +28,21 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from cellray.encode import tokenizer_of
-from cellray.errors import CellRayError, PluginError, TissueError, one_line
+from cellray.errors import CellRayError, PluginError, RequestError, TissueError, one_line
 from cellray.ingest import GeneIndex
 from cellray.models import checkpoints
 from cellray.plugins.registry import TISSUES, Registry, tissue_name
-from cellray.plugins.requests import JSON, Limits, Request, RequestError, parse, respond
+from cellray.plugins.requests import JSON, Limits, Request, parse, respond
 from cellray.plugins.router import PluginEncoder, no_plugin, scgpt_base
 from cellray.plugins.serving import Labelled, Loaded, TokenCells, label_cells
 from cellray.settings import Environment
 from cellray.tokenize.shards import token_table
+from deployments.http import LOG, Autoscaling, admit, api_key, read_body, told
 
 PLUGINS_PER_REPLICA = 8
 _BATCH_REQUESTS = 32
 _BATCH_WAIT_S = 0.005
 _TRIES = 4
-_LOG = logging.getLogger("ray.serve")
-
-
-class Autoscaling(BaseModel):
-    """Ray Serve's autoscaling of the replicas that compute."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    min_replicas: Annotated[int, Field(ge=1)] = 1
-    max_replicas: Annotated[int, Field(ge=1)] = 1
-    target_ongoing_requests: Annotated[float, Field(gt=0)] = 4
-    upscale_delay_s: Annotated[float, Field(ge=0)] = 10
-    downscale_delay_s: Annotated[float, Field(ge=0)] = 120
 
 
 class Arguments(BaseModel):
@@ -80,9 +66,6 @@ class Arguments(BaseModel):
 
 def build_app(arguments: Arguments) -> serve.Application:
     """Return the app. Clients must show ``$CELLRAY_API_KEY`` as a bearer token where that is set when it is built."""
-    key = Environment().api_key
-    if key is None:
-        _LOG.warning("CELLRAY_API_KEY is not set: the app answers everyone")
     labeller = Labeller.options(  # type: ignore[attr-defined]
         autoscaling_config=arguments.replicas.model_dump(),
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
@@ -91,7 +74,7 @@ def build_app(arguments: Arguments) -> serve.Application:
     gateway = Gateway.options(  # type: ignore[attr-defined]
         max_queued_requests=arguments.max_queued_requests
     )
-    return gateway.bind(arguments, labeller, key.get_secret_value() if key else None)
+    return gateway.bind(arguments, labeller, api_key())
 
 
 @serve.deployment(max_ongoing_requests=64, graceful_shutdown_timeout_s=30)
@@ -157,11 +140,11 @@ class Gateway:
         try:
             response = await self._answer(http)
         except RequestError as error:
-            response = _error(error.status, error)
+            response = told(error.status, error)
         except TissueError as error:
-            response = _error(404, error)
+            response = told(404, error)
         except CellRayError as error:
-            response = _error(503, error)
+            response = told(503, error)
         except ClientDisconnect:
             response = Response(status_code=499)
         self._requests.inc(tags={"code": str(response.status_code)})
@@ -174,12 +157,12 @@ class Gateway:
             return JSONResponse({"status": "ok"})
         if where == ("GET", "/readyz"):
             return await self._ready()
-        self._admit(http)
+        admit(http, self._key)
         if where == ("GET", "/v1/tissues"):
             return JSONResponse({"tissues": self._versions, "broken": self._broken})
         if where != ("POST", "/v1/label"):
             raise RequestError(404, "there is POST /v1/label, GET /v1/tissues, GET /healthz and GET /readyz")
-        body = await _read(http, self._limits.body_bytes)
+        body = await read_body(http, self._limits.body_bytes)
         content_type = http.headers.get("content-type", JSON)
         request = await asyncio.to_thread(parse, body, content_type, self._genes, self._limits)
         rows = await self._label(request, http.query_params.get("tissue") or request.tissue)
@@ -188,16 +171,9 @@ class Gateway:
 
     async def _ready(self) -> Response:
         if not self._versions:
-            return _error(503, PluginError(f"registry {self._registry.uri} has no promoted plugin"))
+            return told(503, PluginError(f"registry {self._registry.uri} has no promoted plugin"))
         digest = await self._labeller.digest.remote()
         return JSONResponse({"base": digest, "tissues": self._versions})
-
-    def _admit(self, http: HttpRequest) -> None:
-        if self._key is None:
-            return
-        given = http.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._key.encode()):
-            raise RequestError(401, "show the API key as `Authorization: Bearer KEY`")
 
     async def _label(self, request: Request, tissue: str | None) -> list[dict[str, Any]]:
         """Send cells to the plugins of their tissues; returns a row a cell."""
@@ -254,7 +230,7 @@ class Gateway:
             try:
                 await asyncio.to_thread(self._look)
             except CellRayError as error:  # the registry is away: what is known stays in use
-                _LOG.warning(one_line(error))
+                LOG.warning(one_line(error))
 
     def _look(self) -> None:
         """Take over what is promoted now, after reading it once; a version that cannot be read is left aside."""
@@ -266,26 +242,8 @@ class Gateway:
                     Loaded.read(self._registry, self._base, tissue, digest)
                 versions[tissue] = digest
             except CellRayError as error:
-                _LOG.warning(one_line(error))
+                LOG.warning(one_line(error))
                 broken[tissue] = one_line(error)
                 if known is not None:
                     versions[tissue] = known
         self._versions, self._broken = versions, broken
-
-
-async def _read(http: HttpRequest, most: int) -> bytes:
-    """Read the body; one that says or turns out to be larger than ``most`` is refused at once."""
-    said = http.headers.get("content-length", "0")
-    if not said.isdigit() or int(said) > most:
-        raise RequestError(413, f"the body has {said[:20]} bytes; at most {most:,} are taken")
-    parts, total = [], 0
-    async for part in http.stream():
-        total += len(part)
-        if total > most:
-            raise RequestError(413, f"the body has more than the {most:,} bytes that are taken")
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _error(status: int, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": one_line(error)}, status)

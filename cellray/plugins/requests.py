@@ -20,21 +20,13 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import sparse
 
-from cellray.errors import CellRayError, one_line
+from cellray.errors import RequestError, one_line
 from cellray.ingest import GeneIndex, RowBlock, Shard, judge
 
 JSON: Final = "application/json"
 ARROW: Final = "application/vnd.apache.arrow.stream"
 _LONGEST_NAME = 200
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-class RequestError(CellRayError):
-    """A request that cannot be served; ``status`` is the HTTP status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True)

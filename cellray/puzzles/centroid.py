@@ -41,7 +41,7 @@ class Profiles:
         sums = sparse.csr_matrix((values, (rows, columns)), (len(types), len(genes))).toarray().astype(np.float32)
         means = sums / np.maximum(sums.sum(1, keepdims=True), 1e-12)
         # A gene that is everywhere says little: its weight falls with the number of types that have it.
-        rarity = np.log1p(len(types) / np.maximum((means > means.max(0) / 4).sum(0), 1)).astype(np.float32)
+        rarity = np.log1p(len(types) / np.maximum((means > means.max(0, initial=0) / 4).sum(0), 1)).astype(np.float32)
         return cls(_unit(np.sqrt(means) * rarity), rarity, genes, types)
 
     def similarity(self, puzzle: Puzzle) -> np.ndarray:

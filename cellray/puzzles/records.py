@@ -50,6 +50,9 @@ def read(uri: str) -> list[Puzzle]:
         else:
             text = storage.read_bytes(uri).decode()
             rows = [json.loads(line) for line in text.splitlines()] if uri.endswith(".jsonl") else json.loads(text)
+    if not isinstance(rows, list):
+        msg = f"puzzles {uri}: a {type(rows).__name__} is no list of records"
+        raise InputError(msg)
     return [_puzzle(uri, number, row) for number, row in enumerate(rows)]
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellray import schema
+from cellray.errors import RequestError
 from cellray.ingest import GeneIndex
-from cellray.plugins.requests import ARROW, JSON, RESPONSE, Limits, RequestError, parse, respond
+from cellray.plugins.requests import ARROW, JSON, RESPONSE, Limits, parse, respond
 from jobs.bench.synthetic import gene_ids
 
 N = 30

@@ -151,11 +151,16 @@ class Model:
     async def complete(self, body: dict[str, Any]) -> AsyncIterator[tuple[int, str]]:
         """Answer a chat: yields (status, text), one for each event of a stream, or one in all."""
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.exceptions import VLLMValidationError
 
         adapter = await self._wanted()
         if adapter is not None:
             self._models.lora_requests[str(body["model"])] = adapter.handle
-        answer = await self._chat.create_chat_completion(ChatCompletionRequest(**body), None)
+        try:
+            answer = await self._chat.create_chat_completion(ChatCompletionRequest(**body), None)
+        except (VLLMValidationError, ValueError) as error:  # a field of the request, or a prompt that is too long
+            yield 400, json.dumps(_openai_error(400, error))
+            return
         if hasattr(answer, "model_dump_json"):
             error = getattr(answer, "error", None)
             yield (int(error.code) if error else 200), answer.model_dump_json()
@@ -341,7 +346,11 @@ def _refusal(error: RayTaskError) -> RequestError:
 def _told(path: str, status: int, error: Exception) -> JSONResponse:
     if path != "/v1/chat/completions":
         return told(status, error)
+    headers = {"retry-after": "1"} if status in (429, 503) else None
+    return JSONResponse(_openai_error(status, error), status, headers)
+
+
+def _openai_error(status: int, error: Exception) -> dict[str, Any]:
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    content = {"error": {"message": one_line(error), "type": kind, "param": None, "code": status}}
-    return JSONResponse(content, status, dict(told(status, error).headers) if status in (429, 503) else None)
+    return {"error": {"message": one_line(error)[:500], "type": kind, "param": None, "code": status}}

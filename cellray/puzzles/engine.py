@@ -16,11 +16,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cellray.errors import ModelError, PuzzleError, one_line
+from cellray.puzzles.puzzle import SEPARATOR
 
 Messages = list[dict[str, str]]
 BUNDLED = {"mini-cell-o1": Path(__file__).parent / "mini_cell_o1"}
 _STOP = "</answer>"
 _ANSWER_TOKENS = 16  # the least an answer of one cell takes
+_TAGS = 32  # bytes of the tags around it
 _CPU_CACHE_BYTES = 512 << 20
 
 
@@ -151,8 +153,8 @@ class Engine:
         most = min(sampling.max_tokens, room)
         if sampling.one_to_one is not None:
             candidates, n = sampling.one_to_one
-            # The answer must fit behind the thoughts, however the labels are cut.
-            reserved = sum(len(self.tokenizer.encode(name, add_special_tokens=False)) + 8 for name in candidates) + 32
+            # The answer must fit behind the thoughts even if it is spelled byte by byte.
+            reserved = sum(len(name.encode()) + len(SEPARATOR) for name in candidates) + _TAGS
             budget = max(0, most - reserved)
             if sampling.thoughts is not None:
                 budget = min(budget, sampling.thoughts)
@@ -162,8 +164,9 @@ class Engine:
             temperature=sampling.temperature,
             max_tokens=most,
             seed=None if sampling.temperature == 0 else sampling.seed,
-            stop=[_STOP],
-            include_stop_str_in_output=True,
+            # One-to-one decoding ends by itself; a tag among the thoughts must not end it before.
+            stop=None if extra else [_STOP],
+            include_stop_str_in_output=extra is None,
             skip_special_tokens=True,
             spaces_between_special_tokens=False,
             extra_args=extra,

@@ -162,8 +162,8 @@ class Model:
             yield 400, json.dumps(_openai_error(400, error))
             return
         if hasattr(answer, "model_dump_json"):
-            error = getattr(answer, "error", None)
-            yield (int(error.code) if error else 200), answer.model_dump_json()
+            refused = getattr(answer, "error", None)
+            yield (int(refused.code) if refused else 200), answer.model_dump_json()
             return
         async for event in answer:
             yield 200, event

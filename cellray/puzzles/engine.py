@@ -239,6 +239,7 @@ class Engine:
         self.client.shutdown()
 
     async def _one(self, prompt: list[int], params: Any, adapter: str | None) -> Any:
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError as Dead
 
         lora = None if adapter is None else await self.load_adapter(adapter)
@@ -248,6 +249,8 @@ class Engine:
                 {"prompt_token_ids": prompt}, params, f"puzzle-{next(self._numbers)}", lora_request=lora
             ):
                 found = output
+        except VLLMClientError as error:
+            raise PuzzleError("refused", one_line(error)[:300]) from error
         except Dead as error:
             msg = "the engine's process died"
             raise EngineDeadError(msg) from error

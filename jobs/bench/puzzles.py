@@ -1,0 +1,161 @@
+"""How fast puzzles are solved: ``python -m jobs.bench.puzzles [--puzzles N] [--json]``.
+
+``bulk_ratio``
+    Puzzles a second of the engine over those of ``transformers`` asked one at a time; same model, greedy and free, and
+    ``same_outputs``, the share of texts that are equal. The other two decode one-to-one.
+``ray_data_overhead``
+    Seconds a puzzle of ``solve_puzzles`` over those of the bare engine, less one. The start of the engine is taken out:
+    it is what N more puzzles take.
+``served_ratio``
+    Puzzles a second of the app at 16 clients over those of the bare engine; the clients share the machine.
+
+Goals: 5, 0.15, 0.85. Puzzles are made of the bundled model's own genes and types, at random.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from cellray.cluster import ray_session
+from cellray.pipeline.solving import SolveOrder, solve_puzzles
+from cellray.puzzles import Puzzle
+from cellray.puzzles.engine import BUNDLED, Engine, EngineSettings, Sampling
+from cellray.puzzles.solve import SolveSettings
+
+_MODEL = "mini-cell-o1"
+_ENGINE = EngineSettings(model=_MODEL, max_length=2048, cache_bytes=256 << 20)
+_TOKENS = 200
+_CLIENTS = 16
+_ALONE = 24
+_PORT = 18_551
+_SOLVING = SolveSettings(max_tokens=_TOKENS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.bench.puzzles", description=__doc__)
+    parser.add_argument("--puzzles", type=int, default=256)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    puzzles = made_up(2 * given.puzzles)
+    texts, alone_s = one_at_a_time(puzzles[:_ALONE])
+    replies, free_s, bare_s = asyncio.run(bare(puzzles[: given.puzzles]))
+    with ray_session(cpus=4):
+        streamed_s = streamed(puzzles) - streamed(puzzles[: given.puzzles])
+        served_s = served(puzzles[: given.puzzles])
+    found = {
+        "bulk_ratio": (alone_s / _ALONE) / (free_s / given.puzzles),
+        "same_outputs": float(np.mean([one == other for one, other in zip(texts, replies, strict=False)])),
+        "ray_data_overhead": streamed_s / bare_s - 1,
+        "served_ratio": bare_s / served_s,
+        "puzzles_per_s": given.puzzles / bare_s,
+    }
+    if given.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        sys.stdout.write("".join(f"{key} {value:.3f}\n" for key, value in found.items()))
+    return 0
+
+
+def made_up(n: int) -> list[Puzzle]:
+    """Draw puzzles of 3 to 8 cells with 24 genes each."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED[_MODEL])
+    pieces = sorted(tokenizer.get_added_vocab())
+    genes = [piece[2:] for piece in pieces if piece.startswith(", ") and " " not in piece[2:]]
+    types = [piece for piece in pieces if piece[:1].isalpha() and piece not in genes and " " in piece][:20]
+    rng = np.random.default_rng(0)
+    return [
+        Puzzle(
+            "x ",
+            tuple(tuple(str(gene) for gene in rng.choice(genes, 24, replace=False)) for _ in range(size)),
+            tuple(str(name) for name in rng.choice(types, size, replace=False)),
+        )
+        for size in rng.integers(3, 9, n).tolist()
+    ]
+
+
+def one_at_a_time(puzzles: list[Puzzle]) -> tuple[list[str], float]:
+    """Ask ``transformers``; returns texts and seconds."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+    folder = BUNDLED[_MODEL]
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), Qwen2ForCausalLM.from_pretrained(folder).float().eval()
+    texts, started = [], time.perf_counter()
+    for puzzle in puzzles:
+        text = tokenizer.apply_chat_template(puzzle.messages(), tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            found = model.generate(
+                ids, max_new_tokens=_TOKENS, do_sample=False, stop_strings=["</answer>"], tokenizer=tokenizer
+            )
+        texts.append(str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)))
+    return texts, time.perf_counter() - started
+
+
+async def bare(puzzles: list[Puzzle]) -> tuple[list[str], float, float]:
+    """Ask the engine all at once, freely and one-to-one; returns the free texts and the seconds of both."""
+    engine = Engine(_ENGINE)
+    await engine.ask(puzzles[-1].messages(), Sampling(max_tokens=_TOKENS))
+
+    async def ask(puzzle: Puzzle, *, free: bool) -> str:
+        rule = None if free else (puzzle.candidates, len(puzzle))
+        return (await engine.ask(puzzle.messages(), Sampling(max_tokens=_TOKENS, one_to_one=rule))).texts[0]
+
+    started = time.perf_counter()
+    texts = await asyncio.gather(*(ask(puzzle, free=True) for puzzle in puzzles))
+    between = time.perf_counter()
+    await engine.client.reset_prefix_cache()
+    await asyncio.gather(*(ask(puzzle, free=False) for puzzle in puzzles))
+    seconds = time.perf_counter() - between
+    engine.close()
+    return texts, between - started, seconds
+
+
+def streamed(puzzles: list[Puzzle]) -> float:
+    """Return the seconds of a whole run."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as out:
+        solve_puzzles(SolveOrder(out, _ENGINE, _SOLVING), puzzles)
+    return time.perf_counter() - started
+
+
+def served(puzzles: list[Puzzle]) -> float:
+    """Return the seconds that 16 clients take for the puzzles."""
+    from ray import serve
+
+    from deployments.cell_o1 import Arguments, build_app
+
+    serve.start(http_options={"host": "127.0.0.1", "port": _PORT})
+    engine = _ENGINE.model_dump(include={"max_length", "cache_bytes"})
+    serve.run(build_app(Arguments(model=_MODEL, engine=engine, cpus=0.5)), name="bench")
+    settings: dict[str, Any] = _SOLVING.model_dump(exclude_none=True)
+
+    def ask(puzzle: Puzzle) -> None:
+        cells = [{"genes": list(genes)} for genes in puzzle.cells]
+        body = json.dumps({"cells": cells, "candidates": list(puzzle.candidates), "context": "x", "settings": settings})
+        request = urllib.request.Request(f"http://127.0.0.1:{_PORT}/v1/puzzles/solve", data=body.encode())
+        with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310 - this machine's own address
+            answer.read()
+
+    with ThreadPoolExecutor(_CLIENTS) as clients:
+        list(clients.map(ask, puzzles[:_CLIENTS]))
+        started = time.perf_counter()
+        list(clients.map(ask, puzzles))
+        seconds = time.perf_counter() - started
+    serve.shutdown()
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

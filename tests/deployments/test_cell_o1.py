@@ -36,6 +36,7 @@ def solve(**more):
 
 @pytest.fixture(scope="module")
 def app(ray, tmp_path_factory):
+    import torch
     from peft import LoraConfig, get_peft_model
     from ray import serve
     from transformers import Qwen2ForCausalLM
@@ -44,7 +45,8 @@ def app(ray, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("cell_o1")
     base = Qwen2ForCausalLM.from_pretrained(BUNDLED["mini-cell-o1"])
-    lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    lora = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(base, lora).save_pretrained(folder / "adapters" / "pbmc")
     solved = Puzzle("x ", (("CD3D", "IL7R"), ("MS4A1",)), ("B", "T"), ("T", "B"))
     records.write(f"{folder}/train.parquet", [solved])

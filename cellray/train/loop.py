@@ -23,7 +23,7 @@ from torch import nn
 from cellray.train.checkpoint import restore, save
 
 _CLIP = 1.0
-_WARM_UP = 10
+_FIRST_STEPS = 10
 Write = Callable[[Path], None]
 
 
@@ -196,9 +196,21 @@ def fit(
     return {**course.facts(), **means}
 
 
+def decay_at(decay: float, step: int | torch.Tensor) -> float:
+    """Return a moving average's weight against the newest weights: less in the first steps, so that it forgets them."""
+    return min(decay, float((step + 1) / (step + _FIRST_STEPS)))
+
+
+def warm_cosine(share: float, warm_up: float) -> float:
+    """Linear warm-up over a share of the steps, then a cosine to zero; a ``Plan.schedule``."""
+    if share < warm_up:
+        return share / warm_up + 1e-3
+    return 0.5 * (1 + float(np.cos(np.pi * (share - warm_up) / (1 - warm_up))))
+
+
 def _follow(average: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards the weights; the first steps count for less, so that it does not start from noise."""
-    decay = min(decay, (1 + step) / (_WARM_UP + step))
+    """Move the average towards the weights."""
+    decay = decay_at(decay, step)
     with torch.no_grad():
         for mean, weight in zip(average.parameters(), trained.parameters(), strict=True):
             mean.lerp_(weight, 1 - decay)

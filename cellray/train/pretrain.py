@@ -36,6 +36,7 @@ from cellray.train.checkpoint import restore, save
 from cellray.train.config import PretrainConfig, Sizes
 from cellray.train.corpus import FIRST_GENE, Batch, Corpus, Sampler
 from cellray.train.initial import gene_vectors, initialise
+from cellray.train.loop import decay_at
 from cellray.train.programs import Programs
 from cellray.train.terms import Terms
 
@@ -155,7 +156,7 @@ class Average(AveragedModel):
 
     def __init__(self, model: LangCell, decay: float) -> None:
         def mean(average: Tensor, now: Tensor, n_averaged: Tensor | int) -> Tensor:
-            return now.lerp(average, min(decay, float((n_averaged + 1) / (n_averaged + 10))))
+            return now.lerp(average, decay_at(decay, n_averaged))
 
         super().__init__(model, avg_fn=mean)
 

@@ -10,6 +10,7 @@ of its steps on finding out which genes go together.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from cellray.puzzles.build import split_rows
 from cellray.puzzles.cells import RankedCells, Ranking, read_ranked
 from cellray.puzzles.puzzle import Puzzle
 from cellray.train.config import PuzzleLMConfig
-from cellray.train.loop import OnRay, Plan, fit
+from cellray.train.initial import loadings
+from cellray.train.loop import OnRay, Plan, fit, warm_cosine
 from cellray.train.puzzle_tokens import END, gene_pieces, puzzle_tokenizer
 
 _SPREAD = 0.05
@@ -76,8 +78,6 @@ def _training(cells: RankedCells, rows: Sequence[int]) -> TypedCells:
 
 def gene_vectors(lists: Sequence[tuple[str, ...]], genes: list[str], config: PuzzleLMConfig) -> np.ndarray:
     """Right singular vectors of cells by genes, whose entries fall with the rank; (genes, width) float32."""
-    from sklearn.decomposition import TruncatedSVD
-
     number = {gene: at for at, gene in enumerate(genes)}
     rows, columns, values = [], [], []
     for row, cell in enumerate(lists):
@@ -87,11 +87,7 @@ def gene_vectors(lists: Sequence[tuple[str, ...]], genes: list[str], config: Puz
                 columns.append(number[gene])
                 values.append(1 / np.log2(2 + rank))
     cells = sparse.csr_matrix((values, (rows, columns)), (len(lists), len(genes)))
-    mean = np.asarray(cells.mean(0)).ravel()
-    variance = np.asarray(cells.multiply(cells).mean(0)).ravel() - mean**2
-    scaled = cells @ sparse.diags_array(1 / np.sqrt(np.maximum(variance, _LEAST_VARIANCE)))
-    svd = TruncatedSVD(min(config.sizes.hidden, min(scaled.shape) - 1), random_state=config.seed).fit(scaled)
-    found = (svd.components_[1:] * svd.singular_values_[1:, None]).T
+    found = loadings(cells, config.sizes.hidden, config.seed, least_variance=_LEAST_VARIANCE)
     vectors = np.zeros((len(genes), config.sizes.hidden), np.float32)
     vectors[:, : found.shape[1]] = found * (_SPREAD / found.std())
     return vectors
@@ -192,13 +188,6 @@ def _batch(puzzles: Sequence[Puzzle], tokenizer: PreTrainedTokenizerBase) -> _Ba
     return _Batch(torch.from_numpy(ids), torch.from_numpy(target))
 
 
-def warm_cosine(share: float) -> float:
-    """Linear warm-up over a twentieth of the steps, then a cosine to zero."""
-    if share < _WARM_UP:
-        return share / _WARM_UP + 1e-3
-    return 0.5 * (1 + float(np.cos(np.pi * (share - _WARM_UP) / (1 - _WARM_UP))))
-
-
 def pretrain_puzzles(given: PuzzleLMInput, workers: Any = None) -> tuple[PuzzleLMTrainer, dict[str, float]]:
     """Train a model; returns it with its tokenizer, and what the loop says of itself."""
     config = given.config
@@ -209,7 +198,7 @@ def pretrain_puzzles(given: PuzzleLMInput, workers: Any = None) -> tuple[PuzzleL
         trainer,
         torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay),
         lambda *where: batches(given, trainer.tokenizer, *where),
-        Plan(config.epochs, config.seed, warm_cosine),
+        Plan(config.epochs, config.seed, partial(warm_cosine, warm_up=_WARM_UP)),
         workers=workers,
     )
     return trainer, facts

@@ -41,7 +41,7 @@ def puzzle_tokenizer(genes: Iterable[str], labels: Iterable[str], contexts: Iter
         chat_template=CHAT,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in (START,)], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(START, special=True, normalized=False)], special_tokens=True)
     own = [piece for piece in dict.fromkeys(pieces) if piece.isascii() and len(piece) > 1]
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in own])
     return tokenizer

@@ -16,6 +16,7 @@ The heads are not kept. The loop is ``cellray.train.loop``.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from cellray.models.scgpt import ScGPT
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.train.config import ScGPTPretrainConfig
 from cellray.train.initial import initialise
-from cellray.train.loop import OnRay, Plan, fit, shuffled
+from cellray.train.loop import OnRay, Plan, fit, shuffled, warm_cosine
 from cellray.train.scgpt_corpus import ScGPTCorpus, model_config
 from cellray.train.thinned import thinned
 
@@ -115,13 +116,6 @@ def batches(given: ScGPTInput, epoch: int, rank: int, world: int) -> list[_Batch
     return found
 
 
-def one_cycle(share: float) -> float:
-    """Linear warm-up over a tenth of the steps, then a cosine to zero."""
-    if share < _WARM_UP:
-        return share / _WARM_UP + 1e-3
-    return 0.5 * (1 + float(np.cos(np.pi * (share - _WARM_UP) / (1 - _WARM_UP))))
-
-
 def pretrain(given: ScGPTInput, workers: Any = None) -> tuple[ScGPTPretrainer, dict[str, float]]:
     """Train a base; returns it with its heads, and what the loop says of itself."""
     config = given.config
@@ -133,7 +127,7 @@ def pretrain(given: ScGPTInput, workers: Any = None) -> tuple[ScGPTPretrainer, d
         trainer,
         optimiser,
         lambda epoch, rank, world: batches(given, epoch, rank, world),
-        Plan(config.epochs, config.seed, one_cycle, average_decay=config.average_decay),
+        Plan(config.epochs, config.seed, partial(warm_cosine, warm_up=_WARM_UP), average_decay=config.average_decay),
         workers=workers,
     )
     return trainer, facts

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cellray.puzzles.puzzle import Puzzle, one_each
+from cellray.puzzles.puzzle import SEPARATOR, Puzzle, one_each
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _FORMAT = re.compile(r"<think>.*?</think>\n<answer>.*?</answer>", re.DOTALL)
@@ -78,7 +78,7 @@ def reasoning(text: str) -> str:
 
 def written(thoughts: str, items: Sequence[str]) -> str:
     """Return an answer in the official format."""
-    return f"<think>{thoughts}</think>\n<answer>{' | '.join(items)}</answer>"
+    return f"<think>{thoughts}</think>\n<answer>{SEPARATOR.join(items)}</answer>"
 
 
 def fold(name: str) -> str:

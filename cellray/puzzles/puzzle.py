@@ -8,7 +8,6 @@ Source: Cell-o1 (arXiv 2506.02911), Table 1; the separator is that of the releas
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,11 +134,6 @@ class Puzzle:
             raise PuzzleError("bad_prompt", f"the message is no puzzle: {user[:60]!r}")
         cells = tuple(tuple(filter(None, line[2].split(", "))) for line in lines if line)
         return cls(found[1], cells, tuple(found[3].split("\n")), **more)
-
-
-def origin(puzzle: Puzzle) -> dict[str, str]:
-    """Return the columns of a record that the released ones do not have."""
-    return {"dataset": puzzle.dataset, "group": puzzle.group, "cell_ids": json.dumps(puzzle.cell_ids)}
 
 
 def one_each(items: Sequence[str], puzzle: Puzzle) -> bool:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from cellray import storage
 from cellray.errors import InputError, PuzzleError, boundary
 from cellray.puzzles.answer import official
-from cellray.puzzles.puzzle import SEPARATOR, SYSTEM, Puzzle, origin
+from cellray.puzzles.puzzle import SEPARATOR, SYSTEM, Puzzle
 
 _COLUMNS = ("system_msg", "user_msg", "assistant_msg")
 SCHEMA = pa.schema([(name, pa.string()) for name in (*_COLUMNS, "dataset", "group", "cell_ids")])
@@ -27,7 +27,9 @@ def write(uri: str, puzzles: Sequence[Puzzle]) -> None:
             "system_msg": SYSTEM,
             "user_msg": puzzle.user,
             "assistant_msg": puzzle.trace or SEPARATOR.join(puzzle.answer),
-            **origin(puzzle),
+            "dataset": puzzle.dataset,
+            "group": puzzle.group,
+            "cell_ids": json.dumps(puzzle.cell_ids),
         }
         for puzzle in puzzles
     ]

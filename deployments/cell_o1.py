@@ -276,16 +276,21 @@ class Gateway:
 
     async def _first(self, events: Any) -> tuple[int, str]:
         try:
-            return await asyncio.wait_for(anext(aiter(events)), self._arguments.timeout_s)
-        except TimeoutError as error:
-            events.cancel()
-            raise RequestError(504, f"no answer in {self._arguments.timeout_s:g} s") from error
-        except BackPressureError as error:
-            raise RequestError(429, "too many requests are waiting; try again later") from error
+            return await self._in_time(anext(aiter(events)), events)
         except RayActorError as error:
             raise RequestError(503, "the replica died with the request; ask again") from error
         except RayTaskError as error:
             raise _refusal(error) from error
+
+    async def _in_time(self, awaited: Any, call: Any) -> Any:
+        """Wait for what a replica answers to ``call``, which is given up after the time limit."""
+        try:
+            return await asyncio.wait_for(awaited, self._arguments.timeout_s)
+        except TimeoutError as error:
+            call.cancel()
+            raise RequestError(504, f"no answer in {self._arguments.timeout_s:g} s") from error
+        except BackPressureError as error:
+            raise RequestError(429, "too many requests are waiting; try again later") from error
 
     async def _solve(self, body: bytes) -> tuple[Response, str]:
         request = await asyncio.to_thread(parse_puzzle, body)
@@ -294,13 +299,8 @@ class Gateway:
         for left in reversed(range(_TRIES)):
             answer = handle.solve.remote(request.puzzle, request.settings)
             try:
-                row = await asyncio.wait_for(answer, self._arguments.timeout_s)
+                row = await self._in_time(answer, answer)
                 break
-            except TimeoutError as error:
-                answer.cancel()
-                raise RequestError(504, f"no answer in {self._arguments.timeout_s:g} s") from error
-            except BackPressureError as error:
-                raise RequestError(429, "too many requests are waiting; try again later") from error
             except (RayActorError, RayTaskError) as error:  # a replica died with the request: ask another
                 dead = isinstance(error, RayActorError) or isinstance(error.cause, EngineDeadError)
                 if not dead:

@@ -31,6 +31,7 @@ from cellray.write import part_name
 Outcome = tuple[str, Manifest | CellRayError]
 
 _PUBLISH_BYTES = 1 << 30  # libraries and one part
+_ROLLOUTS = 3  # so that support weighs one window against another
 
 _STAGE_ERRORS: dict[str, type[DatasetError]] = {
     error_class.__name__: error_class for error_class in (ReadError, EncodeError, WriteError)
@@ -178,7 +179,7 @@ class Drive:
             out=storage.join(self.order.out, schema.REASON_DIR),
             engine=None if is_url(model) else EngineSettings(model=model),
             url=model if is_url(model) else None,
-            solving=SolveSettings(seed=self.order.refining.reason_seed),
+            solving=SolveSettings(rollouts=_ROLLOUTS, seed=self.order.refining.reason_seed),
         )
         self.progress.say(f"asking {model} about {len(puzzles):,} puzzles")
         try:

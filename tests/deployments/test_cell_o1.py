@@ -135,6 +135,15 @@ def test_a_puzzle_is_solved_one_to_one(app):
     assert solve(model="cell-o1:pbmc")[0] == 200
 
 
+def test_rollouts_that_disagree_are_looked_at_again(app):
+    once = solve(settings={"rollouts": 6, "temperature": 2.0, "guarded": False})[1]
+    status, answer = solve(settings={"rollouts": 6, "temperature": 2.0, "guarded": True})
+    assert status == 200
+    assert min(once["support"]) < 1
+    assert answer["usage"]["completion_tokens"] > once["usage"]["completion_tokens"]
+    assert sorted(answer["assignment"]) == sorted(CANDIDATES)
+
+
 def test_what_the_model_says_freely_is_repaired(app):
     status, answer = solve(settings={"one_to_one": False, "max_tokens": 16})
     assert status == 200

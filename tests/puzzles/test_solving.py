@@ -53,6 +53,8 @@ def test_a_killed_engine_actor_loses_and_doubles_nothing(puzzles, tmp_path):
     answers = solve_puzzles(order, asked).to_pylist()
     killer.join(1)
     assert killed
+    engines = [one for one in psutil.process_iter(["name"]) if "EngineCore" in (one.info["name"] or "")]
+    assert not [one for one in engines if one.ppid() == 1 and one.status() != psutil.STATUS_ZOMBIE]
     assert [row["key"] for row in answers] == [puzzle.key for puzzle in asked]
     assert answers[-1] == answers[0]
     assert [row["code"] for row in answers[-3:-1]] == ["no_genes", "too_long"]

@@ -24,7 +24,7 @@ from cellray.pipeline.solving import SolveOrder, solve_puzzles
 from cellray.pipeline.stream import Pool, Receipt, Unit, stream
 from cellray.puzzles.engine import EngineSettings
 from cellray.puzzles.puzzle import Puzzle
-from cellray.puzzles.remote import is_url
+from cellray.puzzles.reasoner import is_url
 from cellray.puzzles.solve import SolveSettings
 from cellray.write import part_name
 

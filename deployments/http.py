@@ -46,6 +46,12 @@ def admit(http: Request, key: str | None) -> None:
         raise RequestError(401, "show the API key as `Authorization: Bearer KEY`")
 
 
+def route(http: Request) -> tuple[str, str]:
+    """Return method and path, without the prefix that the app is mounted at and without a slash at the end."""
+    prefix = str(http.scope.get("root_path", "")).rstrip("/")
+    return http.method, http.url.path.removeprefix(prefix).rstrip("/")
+
+
 async def read_body(http: Request, most: int) -> bytes:
     """Read the body; one that says or turns out to be larger than ``most`` is refused at once."""
     said = http.headers.get("content-length", "0")

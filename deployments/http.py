@@ -27,6 +27,7 @@ class Autoscaling(BaseModel):
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 4
     upscale_delay_s: Annotated[float, Field(ge=0)] = 10
     downscale_delay_s: Annotated[float, Field(ge=0)] = 120
+    look_back_period_s: Annotated[float, Field(gt=0)] = 30
 
 
 def api_key() -> str | None:

@@ -1,8 +1,8 @@
-"""Annotate on a cluster what a file of settings says: ``python -m jobs.annotate --config cellray.yaml --address auto``.
+"""Annotate on a cluster what a file of settings says: ``python -m jobs.annotate --address auto``.
 
-The file is YAML with the fields of ``cellray.settings.AnnotateSettings``. The same command again goes on where the
-last one stopped; so does one that was stopped by SIGTERM, after the shards in hand (exit code 143). Exit codes
-otherwise are those of ``cellray annotate``.
+The file is YAML with the fields of ``cellray.settings.AnnotateSettings``; ``--config`` or ``$CELLRAY_CONFIG`` names it.
+The same command again goes on where the last one stopped; so does one that was stopped by SIGTERM, after the shards in
+hand (exit code 143). Exit codes otherwise are those of ``cellray annotate``.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import yaml
 
 from cellray import storage
 from cellray.errors import CellRayError, SettingError, Terminated, one_line
-from cellray.settings import AnnotateSettings
+from cellray.settings import AnnotateSettings, Environment
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,7 +22,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="python -m jobs.annotate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--config", required=True, help="YAML file of settings, path or s3://")
+    found.add_argument(
+        "--config", default=Environment().config, help="YAML file of settings, path or s3://; default $CELLRAY_CONFIG"
+    )
     found.add_argument("--address", default=None, help="Ray cluster to join; default: Ray on this machine")
     return found
 

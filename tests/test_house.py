@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "settings": {"errors", "schema"},
     "manifest": {"schema", "storage"},
     "lock": {"schema", "storage", "errors"},
+    "pointer": {"storage", "errors"},
     "cluster": {"errors", "settings"},
     "ingest": BASE,
     "tokenize": BASE,
@@ -29,7 +30,9 @@ MAY_IMPORT = {
     "puzzles": BASE | {"ingest", "labels"},
     "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles"},
     "report": BASE | {"labels"},
-    "plugins": BASE | {"ingest", "tokenize", "models", "labels", "encode", "train"},
+    "plugins": BASE | {"pointer", "ingest", "tokenize", "models", "labels", "encode", "train"},
+    # Above the pipeline: it says what is annotated, and the pipeline does it.
+    "catalog": BASE | {"pointer", "lock", "ingest", "labels", "models", "plugins", "puzzles", "cluster", "pipeline"},
 }
 MAY_USE_RAY = {"pipeline", "cluster", "train"}
 

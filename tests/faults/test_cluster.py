@@ -39,7 +39,11 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(world):
-    quick = {"RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "2000"}
+    quick = {
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_timeout_ms": "2000",
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+    }
     with cluster(
         2, 4, CELLRAY_REGISTRY=str(world / "registry"), CELLRAY_CONFIG=str(world / "cellray.yaml"), **quick
     ) as up:
@@ -69,6 +73,19 @@ def test_a_job_without_the_token_is_refused(running: Running):
     out, _ = job.communicate(timeout=120)
     assert job.returncode != 0
     assert "token" in out
+
+
+def test_replicas_follow_the_load_and_an_update_fails_no_request(running: Running):
+    bench = ["python", "-m", "jobs.bench.autoscale", "--address", "auto", "--clients", "8", "--max-replicas", "2"]
+    job = running.submit(*bench, "--upscale-delay-s", "2", "--downscale-delay-s", "2")
+    out, _ = job.communicate(timeout=400)
+    assert job.returncode == 0, out[-3000:]
+    found = json.loads(out[out.index('{\n "clients"') : out.rindex("}") + 1])
+    assert (found["replicas_before"], found["replicas_under_load"], found["replicas_after"]) == (1, 2, 1)
+    assert found["upscale_s"] >= found["upscale_delay_s"]
+    assert found["downscale_s"] >= found["downscale_delay_s"]
+    assert found["requests_during_update"] > 0
+    assert found["failed"] == 0
 
 
 def test_the_serve_configuration_of_the_dev_overlay_answers(running: Running):
@@ -135,7 +152,9 @@ def test_a_job_that_is_drained_goes_on_from_there(running: Running, world: Path)
     drain = ["python", "-m", "jobs.drain", "--address", running.dashboard]
     subprocess.run(drain, env=running.environment, check=True, timeout=120)
     assert time.monotonic() - started < 60
-    job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert "stopped by SIGTERM" in out  # failed and not stopped: KubeRay tries it again
     assert not (world / "drained" / "_stop").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in scores.glob("part-*")}
     assert not list(scores.glob(".tmp-*"))

@@ -218,13 +218,13 @@ def test_bad_datasets_among_good_ones(atlas, capsys):
 def test_the_plan_says_what_changed(atlas, capsys, monkeypatch):
     labels = atlas.edit_labels([*TYPES][:3])
     write_model(atlas.folder / "other", 300, seed=1)
-    before = yaml.safe_load(atlas.file.read_text())
+    before = {"labels": None, **yaml.safe_load(atlas.file.read_text())}
     for changes, reason in [
         ({"settings": {"refine": "none", "min_genes": 21}}, "settings: min_genes 20 -> 21"),
         ({"model": "./other"}, "model"),
         ({"labels": labels}, "labels"),
     ]:
-        atlas.write(**{**before, "labels": None, **changes})
+        atlas.write(**{**before, **changes})
         code, plan = atlas.run(capsys, "--dry-run")
         assert code == 0
         assert [(step["action"], step["reasons"]) for step in plan.values()] == [("annotate", [reason])] * N

@@ -1,7 +1,7 @@
 """A cluster of several nodes on this machine with token authentication, in processes of its own.
 
-``python -m tests.clustered DASHBOARD_PORT WORKERS CPUS`` starts it, prints a line of JSON (pids of the workers'
-``raylets``) and holds it until its standard input ends.
+``python -m tests.clustered DASHBOARD_PORT AGENT_PORT WORKERS CPUS`` starts it, prints a line of JSON (pids of the
+workers' ``raylets``) and holds it until its standard input ends.
 """
 
 import json
@@ -59,9 +59,10 @@ class Running:
 @contextmanager
 def cluster(workers: int, cpus: int, **environment: str) -> Iterator[Running]:
     """Start a head without CPUs and ``workers`` nodes of ``cpus`` each; stop them in the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as one, socket.socket() as other:
+        for free in (one, other):
+            free.bind(("127.0.0.1", 0))
+        port, agent = (free.getsockname()[1] for free in (one, other))
     known = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -72,7 +73,7 @@ def cluster(workers: int, cpus: int, **environment: str) -> Iterator[Running]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **environment,
     }
-    command = [sys.executable, "-m", "tests.clustered", *map(str, (port, workers, cpus))]
+    command = [sys.executable, "-m", "tests.clustered", *map(str, (port, agent, workers, cpus))]
     with subprocess.Popen(
         command, env=known, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as held:
@@ -84,12 +85,14 @@ def cluster(workers: int, cpus: int, **environment: str) -> Iterator[Running]:
             held.wait(60)
 
 
-def main(port: int, workers: int, cpus: int) -> None:
+def main(port: int, agent: int, workers: int, cpus: int) -> None:
     """Start, tell, hold."""
     from ray.cluster_utils import Cluster
 
     store = 200 << 20
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, "object_store_memory": store}
+    # The agent takes jobs; at its usual port may be that of another Ray of this machine.
+    ports = {"dashboard_port": port, "dashboard_agent_listen_port": agent}
+    head = {"num_cpus": 0, "include_dashboard": True, **ports, "object_store_memory": store}
     nodes = Cluster(initialize_head=True, head_node_args=head)
     added = [nodes.add_node(num_cpus=cpus, object_store_memory=store) for _ in range(workers)]
     raylets = [node.all_processes["raylet"][0].process.pid for node in added]

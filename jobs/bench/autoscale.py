@@ -84,22 +84,24 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         try:
             serve.run(build_app(app), name=_APP, route_prefix="/")
             before = replicas("RUNNING")
-            with Load(f"http://127.0.0.1:{given.port}/v1/label", body, given.clients) as load:
+            url = f"http://127.0.0.1:{given.port}/v1/label"
+            with Load(url, body, given.clients) as load:
                 upscale = clocked(lambda: replicas() > before, given.limit_s)
                 running = upscale + clocked(lambda: replicas("RUNNING") > before, given.limit_s)
                 most = replicas("RUNNING")
-                answered = load.answered
-                update = clocked(
-                    lambda: bool(serve.run(build_app(app.model_copy(update={"min_genes": 6})), name=_APP)),
-                    given.limit_s,
-                )
-                during = load.answered - answered
             downscale = clocked(lambda: replicas() == before, given.limit_s)
+            after = replicas("RUNNING")
+            changed = build_app(app.model_copy(update={"min_genes": 6}))
+            with Load(url, body, given.clients) as updated:
+                clocked(lambda: updated.answered > given.clients, given.limit_s)
+                answered = updated.answered
+                update = clocked(lambda: bool(serve.run(changed, name=_APP)), given.limit_s)
+                during = updated.answered - answered
             return {
                 "clients": given.clients,
                 "replicas_before": before,
                 "replicas_under_load": most,
-                "replicas_after": replicas("RUNNING"),
+                "replicas_after": after,
                 "upscale_delay_s": given.upscale_delay_s,
                 "look_back_s": given.look_back_s,
                 "upscale_s": round(upscale, 1),
@@ -108,8 +110,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 "downscale_s": round(downscale, 1),
                 "update_s": round(update, 1),
                 "requests_during_update": during,
-                "requests": load.answered,
-                "failed": len(load.failed),
+                "requests": load.answered + updated.answered,
+                "failed": len(load.failed) + len(updated.failed),
             }
         finally:
             serve.shutdown()

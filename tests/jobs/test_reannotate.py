@@ -14,7 +14,7 @@ import yaml
 from cellray import schema, storage
 from cellray.catalog.versions import Versions
 from cellray.lock import RunLock
-from jobs.bench.synthetic import TYPES, write_cells
+from jobs.bench.synthetic import TYPES, write_cells, write_model
 from jobs.reannotate import main
 
 N = 20
@@ -213,6 +213,25 @@ def test_bad_datasets_among_good_ones(atlas, capsys):
     code, rows = atlas.run(capsys, "--rollback", "d09")
     assert code == 1
     assert "nothing to go back to" in atlas.errors
+
+
+def test_the_plan_says_what_changed(atlas, capsys, monkeypatch):
+    labels = atlas.edit_labels([*TYPES][:3])
+    write_model(atlas.folder / "other", 300, seed=1)
+    before = {"labels": None, **yaml.safe_load(atlas.file.read_text())}
+    for changes, reason in [
+        ({"settings": {"refine": "none", "min_genes": 21}}, "settings: min_genes 20 -> 21"),
+        ({"model": "./other"}, "model"),
+        ({"labels": labels}, "labels"),
+    ]:
+        atlas.write(**{**before, **changes})
+        code, plan = atlas.run(capsys, "--dry-run")
+        assert code == 0
+        assert [(step["action"], step["reasons"]) for step in plan.values()] == [("annotate", [reason])] * N
+    atlas.write(**before)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
+    plan = atlas.run(capsys, "--dry-run")[1]
+    assert plan["d00"]["reasons"] == [f"schema: {schema.SCHEMA_VERSION - 1} -> {schema.SCHEMA_VERSION}"]
 
 
 def test_two_schedulers_at_once(atlas, capsys):

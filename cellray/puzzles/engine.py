@@ -1,8 +1,8 @@
 """The language model: vLLM's asynchronous engine, asked for texts and for the likelihood of labels.
 
 Contract: one engine in a process; requests of any number of callers share its batches. Prompts are rendered by the
-model's own chat template and checked against its context before they are sent. Texts end with ``</answer>``. Knows
-adapters by folder. It neither builds puzzles nor judges answers. Importing it does not import vLLM.
+model's own chat template and checked against its context before they are sent. Texts end with ``</answer>`` unless
+the ``Sampling`` says otherwise. Knows adapters by folder. It neither builds puzzles nor judges answers. Importing it does not import vLLM.
 """
 
 import asyncio
@@ -48,6 +48,7 @@ class Sampling:
     """How texts are drawn: ``n`` of them at ``temperature`` (0: the most likely one), up to ``max_tokens`` each.
 
     ``one_to_one``: candidates and number of cells to decode under, with ``thoughts`` tokens at most before the answer.
+    ``stop``: what ends a text, and stays in it. ``opening``: what the text is made to begin with; it is not returned.
     """
 
     n: int = 1
@@ -56,6 +57,10 @@ class Sampling:
     seed: int = 0
     one_to_one: tuple[tuple[str, ...], int] | None = None
     thoughts: int | None = None
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = (_STOP,)
+    opening: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class Engine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        prompt = self.prompt(messages)
+        prompt = self.prompt(messages, sampling.opening)
         cells = sampling.one_to_one[1] if sampling.one_to_one else 1
         room = self.longest - len(prompt)
         if room < _ANSWER_TOKENS * cells:
@@ -162,11 +167,13 @@ class Engine:
         params = SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
             max_tokens=most,
             seed=None if sampling.temperature == 0 else sampling.seed,
             # One-to-one decoding ends by itself; a tag among the thoughts must not end it before.
-            stop=None if extra else [_STOP],
-            include_stop_str_in_output=extra is None,
+            stop=None if extra or not sampling.stop else list(sampling.stop),
+            include_stop_str_in_output=extra is None and bool(sampling.stop),
             skip_special_tokens=True,
             spaces_between_special_tokens=False,
             extra_args=extra,
@@ -203,9 +210,12 @@ class Engine:
 
         return list(await asyncio.gather(*map(one, endings)))
 
-    def prompt(self, messages: Messages) -> list[int]:
-        """Return the tokens of a chat that the model is to go on with."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    def prompt(self, messages: Messages, opening: str | None = None) -> list[int]:
+        """Return the tokens of a chat that the model is to go on with, behind ``opening`` if one is given.
+
+        An opening takes the place of every ``<think>`` in the chat, as CellReasoner has it.
+        """
+        text = rendered(self.tokenizer, messages, opening)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     async def load_adapter(self, folder: str) -> Any:
@@ -258,6 +268,12 @@ class Engine:
             msg = "the engine gave no output"
             raise EngineDeadError(msg)
         return found
+
+
+def rendered(tokenizer: Any, messages: Messages, opening: str | None = None) -> str:
+    """Return the text of a chat up to where the model goes on; see ``Engine.prompt``."""
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text if opening is None else text.replace("<think>", "") + opening
 
 
 def locate(model: str) -> str:

@@ -24,7 +24,10 @@ class ShardRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """One dataset's output. ``plan`` says what was read and why, ``seconds`` is wall time by stage."""
+    """One dataset's output. ``plan`` says what was read and why, ``seconds`` is wall time by stage.
+
+    ``reasoning`` counts groups and cells by what became of them, where a language model was asked.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,6 +48,7 @@ class Manifest(BaseModel):
     shards: list[ShardRecord]
     plan: dict[str, Any]
     refinement: dict[str, Any] | None
+    reasoning: dict[str, Any] | None = None
     seconds: dict[str, float]
     warnings: list[str]
     versions: dict[str, str]

@@ -30,6 +30,13 @@ SOURCE: Final = "source"
 STATUS: Final = "status"
 ENCODER_CELL_TYPE: Final = "encoder_cell_type"
 GROUP: Final = "group"
+DONOR: Final = "donor"
+CELLS: Final = "cells"
+PLAUSIBLE: Final = "plausible"
+OUTCOME: Final = "outcome"
+ANSWER: Final = "answer"
+SUPPORT: Final = "support"
+REASONING: Final = "reasoning"
 VIEW_X: Final = "x"
 VIEW_Y: Final = "y"
 
@@ -55,6 +62,8 @@ SCORES_DIR: Final = "scores"
 STAGED_DIR: Final = "staged"
 ANNOTATIONS_FILE: Final = "annotations.parquet"
 VIEW_FILE: Final = "view.parquet"
+REASON_DIR: Final = "reason"
+REASONING_FILE: Final = "reasoning.parquet"
 MANIFEST_FILE: Final = "manifest.json"
 SUCCESS_FILE: Final = "_SUCCESS"
 ERROR_FILE: Final = "error.json"
@@ -141,6 +150,25 @@ OBS_COLUMNS: Final = (CELL_TYPE, CELL_TYPE_ID, SCORE, MARGIN, SOURCE, STATUS)
 def view() -> pa.Schema:
     """Two-dimensional coordinates of a sample of a dataset's cells, for the report."""
     return pa.schema([(ROW, pa.int64()), (VIEW_X, pa.float32()), (VIEW_Y, pa.float32())])
+
+
+def reasoning() -> pa.Schema:
+    """One row for each group of uncertain cells that a language model was asked about, the least certain first.
+
+    ``cells`` are rows; ``outcome`` is relabelled, confirmed, none_of_these, undecided or unanswered.
+    """
+    return pa.schema(
+        [
+            (DONOR, pa.string()),
+            (CELLS, pa.list_(pa.int64())),
+            (PLAUSIBLE, pa.list_(pa.string())),
+            (MARGIN, pa.float32()),
+            (OUTCOME, pa.string()),
+            (ANSWER, pa.string()),
+            (SUPPORT, pa.float32()),
+            (REASONING, pa.string()),
+        ]
+    )
 
 
 def genes() -> pa.Schema:

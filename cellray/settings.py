@@ -34,6 +34,9 @@ _OF_SCORES = {
 }
 
 
+_OF_REASONING = {"reason", "reason_share", "reason_margin", "reason_seed", "donor_key"}
+
+
 class Environment(BaseSettings):
     """Machine-level switches, read from ``CELLRAY_*`` variables."""
 
@@ -59,11 +62,22 @@ class RefineSettings(BaseModel):
     use_graph: str | None = None
     anchor_key: str | None = None
     anchor_weight: float | None = Field(default=None, ge=1, allow_inf_nan=False, description="None holds anchors")
+    reason: str | None = Field(default=None, description="language model for uncertain groups: folder or URL")
+    reason_share: float = Field(default=0.03, gt=0, le=1, description="of a dataset's cells, at most, are asked about")
+    reason_margin: float = Field(default=0.5, gt=0, le=1, description="relative margin below which a cell is uncertain")
+    reason_seed: int = Field(default=0, ge=0)
+    donor_key: str | None = Field(default=None, description="groups are of one donor; None: donor_id where it is")
 
     @model_validator(mode="after")
     def _one_graph(self) -> Self:
         if self.use_graph is not None and (self.use_rep is not None or self.graph_batch_key is not None):
             msg = "a given graph (use_graph) leaves no room for use_rep or graph_batch_key; pass one or the other"
+            raise ValueError(msg)
+        if self.reason is not None and self.refine == "none":
+            msg = f"reason {self.reason!r} asks about cells that refinement left uncertain; choose a --refine"
+            raise ValueError(msg)
+        if self.donor_key is not None and self.reason is None:
+            msg = f"donor_key {self.donor_key!r} groups the cells to reason about; give --reason too"
             raise ValueError(msg)
         return self
 
@@ -72,6 +86,7 @@ class RefineSettings(BaseModel):
         kinds: dict[str | None, Literal["obs", "obsm", "obsp"]] = {
             self.graph_batch_key: "obs",
             self.anchor_key: "obs",
+            self.donor_key: "obs",
             self.use_rep: "obsm",
             self.use_graph: "obsp",
         }
@@ -127,15 +142,20 @@ class AnnotateSettings(RefineSettings):
         # Without plugins the key is what it was before there were any, so that earlier scores stay good.
         return _hash({**known, "schema": SCHEMA_VERSION, **({"plugins": list(plugins)} if plugins else {})})
 
-    def refining_key(self, scoring_key: str) -> str:
-        """Hash of everything that changes a cell's label: the scores and how they are refined."""
-        return _hash({**self.refining(), "scores": scoring_key})
+    def refining_key(self, scoring_key: str, reasoner: str = "") -> str:
+        """Hash of everything that changes a cell's label: the scores, how they are refined, and who reasons.
+
+        ``reasoner`` is the digest of the language model, or where it is served.
+        """
+        return _hash({**self.refining(), "scores": scoring_key, **({"reason": reasoner} if self.reason else {})})
 
     def refining(self) -> dict[str, Any]:
         """Return the settings that matter to refinement, as JSON values."""
         if self.refine == "none":
             return {"refine": "none"}
-        return self.model_dump(mode="json", include=set(RefineSettings.model_fields))
+        # Without a language model the entries are what they always were, so that earlier labels stay good.
+        unused = _OF_REASONING if self.reason is None else set()
+        return self.model_dump(mode="json", include=set(RefineSettings.model_fields) - unused)
 
 
 def checked(kind: type[_Settings], **values: Any) -> _Settings:

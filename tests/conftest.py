@@ -21,6 +21,14 @@ hypothesis.settings.load_profile("cellray")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all that needs Ray in one of the two processes, so that there is one Ray; the other takes the rest."""
+    for item in items:
+        needs_ray = "ray" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.parent.name))
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Endpoint of an S3 server; the environment names it, so that child processes find it as well."""

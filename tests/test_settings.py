@@ -69,6 +69,11 @@ CHANGES_LABELS = {
     "use_graph": "connectivities",
     "anchor_key": "known",
     "anchor_weight": 3.0,
+    "reason": "http://host:8000",
+    "reason_share": 0.1,
+    "reason_margin": 0.2,
+    "reason_seed": 1,
+    "donor_key": "donor",
 }
 CHANGES_NOTHING = {
     "inputs": ["b.h5ad"],
@@ -89,7 +94,10 @@ def test_every_setting_is_in_one_of_the_groups() -> None:
 @pytest.mark.parametrize(("name", "value"), (CHANGES_SCORES | CHANGES_LABELS | CHANGES_NOTHING).items())
 def test_keys_follow_what_they_name(name: str, value: object) -> None:
     needs = {"plugins": "registry"} if name == "tissue" else {}
-    base, changed = AnnotateSettings.checked(**BASE), AnnotateSettings.checked(**(BASE | needs | {name: value}))
+    # What says how to reason says nothing where nobody reasons.
+    both = {"reason": "m"} if name in ("reason_share", "reason_margin", "reason_seed", "donor_key") else {}
+    base = AnnotateSettings.checked(**(BASE | both))
+    changed = AnnotateSettings.checked(**(BASE | both | needs | {name: value}))
     scoring = base.scoring_key("m", TEXTS)
     assert (changed.scoring_key("m", TEXTS) != scoring) == (name in CHANGES_SCORES)
     assert (changed.refining_key(scoring) != base.refining_key(scoring)) == (name in CHANGES_LABELS)
@@ -129,6 +137,28 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_given_graph_excludes_what_would_make_one() -> None:
     with pytest.raises(SettingError, match=r"use_graph.*pass one or the other"):
         AnnotateSettings.checked(**BASE, use_graph="connectivities", use_rep="X_pca")
+
+
+def test_reasoning_does_not_rename_results_without_a_language_model() -> None:
+    plain = AnnotateSettings.checked(**BASE)
+    assert "reason" not in plain.refining()
+    assert AnnotateSettings.checked(**BASE, reason_share=0.1).refining_key("s") == plain.refining_key("s")
+    asking = AnnotateSettings.checked(**BASE, reason="m")
+    assert asking.refining_key("s", "digest") != asking.refining_key("s", "other")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"reason": "m", "refine": "none"}, "--refine"),
+        ({"donor_key": "donor"}, "--reason"),
+        ({"reason": "m", "reason_share": 0}, "reason_share"),
+        ({"reason": "m", "reason_share": 1.5}, "reason_share"),
+    ],
+)
+def test_wrong_reasoning(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        AnnotateSettings.checked(**(BASE | wrong))
 
 
 def test_what_every_dataset_must_have() -> None:

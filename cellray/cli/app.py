@@ -49,6 +49,17 @@ _UseRep = Annotated[str | None, typer.Option(help="obsm entry to search neighbou
 _UseGraph = Annotated[str | None, typer.Option(help="obsp entry to take as the graph")]
 _AnchorKey = Annotated[str | None, typer.Option(help="obs column with known labels of some cells")]
 _AnchorWeight = Annotated[float | None, typer.Option(help="weight of a known label; held fixed by default")]
+_Reason = Annotated[
+    str | None,
+    typer.Option(
+        help="ask a language model about uncertain groups: `mini-cell-o1`, a model folder, or a served app's URL"
+    ),
+]
+_ReasonShare = Annotated[float, typer.Option(help="share of a dataset's cells it may label, at most")]
+_ReasonMargin = Annotated[float, typer.Option(help="a cell is uncertain if (best - second) / best is below")]
+_DonorKey = Annotated[
+    str | None, typer.Option(help="obs column with donors of --reason; default donor_id if it is there")
+]
 _Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default: Ray on this machine")]
 
 
@@ -88,6 +99,10 @@ def annotate(
     use_graph: _UseGraph = None,
     anchor_key: _AnchorKey = None,
     anchor_weight: _AnchorWeight = None,
+    reason: _Reason = None,
+    reason_share: _ReasonShare = 0.03,
+    reason_margin: _ReasonMargin = 0.5,
+    donor_key: _DonorKey = None,
     layer: _Layer = None,
     gene_key: _GeneKey = None,
     min_genes: _MinGenes = 20,
@@ -118,6 +133,10 @@ def annotate(
         use_graph=use_graph,
         anchor_key=anchor_key,
         anchor_weight=anchor_weight,
+        reason=reason,
+        reason_share=reason_share,
+        reason_margin=reason_margin,
+        donor_key=donor_key,
         layer=layer,
         gene_key=gene_key,
         min_genes=min_genes,
@@ -183,6 +202,10 @@ def refine_scores(
     use_graph: _UseGraph = None,
     anchor_key: _AnchorKey = None,
     anchor_weight: _AnchorWeight = None,
+    reason: _Reason = None,
+    reason_share: _ReasonShare = 0.03,
+    reason_margin: _ReasonMargin = 0.5,
+    donor_key: _DonorKey = None,
     address: _Address = None,
     as_json: Json = False,
 ) -> None:
@@ -200,6 +223,10 @@ def refine_scores(
         "use_graph": use_graph,
         "anchor_key": anchor_key,
         "anchor_weight": anchor_weight,
+        "reason": reason,
+        "reason_share": reason_share,
+        "reason_margin": reason_margin,
+        "donor_key": donor_key,
         "address": address,
     }
     with showing() as progress:
@@ -348,7 +375,8 @@ def _tell(result: "RunResult", *, as_json: bool) -> NoReturn:
             if result.report
             else f"{summary['n_embedded']:,} embedded"
         )
-        typer.echo(f"{summary['n_cells']:,} cells: {done}, {summary['n_rejected']:,} rejected{rate}")
+        asked = f", {summary['n_reasoned']:,} by the language model" if summary["n_reasoned"] else ""
+        typer.echo(f"{summary['n_cells']:,} cells: {done}, {summary['n_rejected']:,} rejected{asked}{rate}")
         for dataset_id in summary["datasets"]:
             typer.echo(f"{dataset_id}: {result.out}/{dataset_id}.h5ad")
         for dataset_id, message in result.failed.items():

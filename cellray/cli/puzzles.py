@@ -115,7 +115,9 @@ def solve(
     puzzles: Annotated[str, typer.Argument(help="parquet, json or jsonl file of puzzles")],
     *,
     out: Annotated[str, typer.Option(help="folder that receives answers.parquet; run again to go on")],
-    model: Annotated[str | None, typer.Option(help="`mini-cell-o1` (bundled) or a Hugging Face model folder")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="`mini-cell-o1` (bundled), a Hugging Face model folder, or a served app's URL")
+    ] = None,
     adapter: Annotated[str | None, typer.Option(help="folder of a LoRA adapter")] = None,
     baseline: _Baseline = None,
     placement: Annotated[str, typer.Option(help="of the instruction: appended, spaced or system")] = "appended",
@@ -138,13 +140,14 @@ def solve(
     from cellray.puzzles import records
     from cellray.puzzles.centroid import Profiles
     from cellray.puzzles.engine import EngineSettings
+    from cellray.puzzles.remote import is_url
     from cellray.puzzles.solve import SolveSettings
     from cellray.settings import checked
 
     order = SolveOrder(
         out=storage.absolute(out),
         engine=None
-        if model is None
+        if model is None or is_url(model)
         else checked(EngineSettings, model=model, max_length=max_length, adapters=int(adapter is not None)),
         solving=checked(
             SolveSettings,
@@ -156,6 +159,7 @@ def solve(
             guarded=guarded,
             seed=seed,
         ),
+        url=model if model is not None and is_url(model) else None,
         adapter=None if adapter is None else str(Path(adapter).absolute()),
         profiles=None if baseline is None else Profiles.of(records.read(baseline)),
         engines=engines,

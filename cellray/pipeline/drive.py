@@ -1,26 +1,36 @@
 """The driver of a run on Ray: stages what must be staged, streams all shards, finishes each dataset after its last.
 
-Contract: yields one outcome a dataset, a manifest or the error that stopped it. It keeps counters, never cells.
+Contract: yields one outcome a dataset, a manifest or the error that stopped it. It keeps counters, never cells. Where a
+language model reasons, it is asked once, for all datasets, when the encoders have given their places free; what it does
+not answer fails nothing.
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any, cast
 
 import ray
 
 from cellray import schema, storage
 from cellray.cluster import Resources
-from cellray.errors import CellRayError, DatasetError, EncodeError, ReadError, RefineError, WriteError
+from cellray.errors import CellRayError, DatasetError, EncodeError, ReadError, RefineError, WriteError, one_line
 from cellray.ingest import DatasetPlan, needs_staging, stage
 from cellray.manifest import Manifest, ShardRecord
-from cellray.pipeline.finish import Finishing, finish, finish_embedding
+from cellray.pipeline.finish import Finishing, Labelled, finish, finish_embedding, label, publish
 from cellray.pipeline.order import WorkOrder
 from cellray.pipeline.progress import Progress
+from cellray.pipeline.solving import SolveOrder, solve_puzzles
 from cellray.pipeline.stream import Pool, Receipt, Unit, stream
+from cellray.puzzles.engine import EngineSettings
+from cellray.puzzles.puzzle import Puzzle
+from cellray.puzzles.remote import is_url
+from cellray.puzzles.solve import SolveSettings
 from cellray.write import part_name
 
 Outcome = tuple[str, Manifest | CellRayError]
+
+_PUBLISH_BYTES = 1 << 30  # libraries and one part
 
 _STAGE_ERRORS: dict[str, type[DatasetError]] = {
     error_class.__name__: error_class for error_class in (ReadError, EncodeError, WriteError)
@@ -45,6 +55,8 @@ class Drive:
         self.pool = Pool.of(resources, order.encoders)
         self.cells_per_s: float | None = None
         self._finishing: dict[ray.ObjectRef, str] = {}
+        self._labelled: dict[ray.ObjectRef, ray.ObjectRef] = {}
+        self._inquiries: list[tuple[str, list[Puzzle], ray.ObjectRef]] = []
         self._failed: set[int] = set()
 
     def run(self, plans: list[DatasetPlan]) -> Iterator[Outcome]:
@@ -87,6 +99,10 @@ class Drive:
             if not waiting[number] and number not in self._failed:
                 yield from self._finish(plan, shards[number], seconds[number])
             yield from self._collect(timeout_s=0)
+        while self._finishing:
+            yield from self._collect(timeout_s=1)
+        if self._inquiries:
+            self._publish(self._answers())
         while self._finishing:
             yield from self._collect(timeout_s=1)
 
@@ -132,14 +148,53 @@ class Drive:
             )
             yield plan.source.dataset_id, RefineError(msg)
             return
-        task = _finishing.options(memory=memory, name=f"finish {plan.source.dataset_id}").remote(job)
+        told: dict[str, Any] = {"memory": memory, "name": f"finish {plan.source.dataset_id}"}
+        if self.order.refining.reason is None:
+            task = _finishing.options(**told).remote(job)
+        else:
+            task, self._labelled[task] = cast(
+                "list[ray.ObjectRef]", _labelling.options(num_returns=2, **told).remote(job)
+            )
         self._finishing[task] = plan.source.dataset_id
 
     def _collect(self, timeout_s: float) -> Iterator[Outcome]:
         if self._finishing:
             done, _ = ray.wait(list(self._finishing), num_returns=1, timeout=timeout_s)
             for task in done:
-                yield self._finishing.pop(task), ray.get(task)
+                dataset_id, outcome = self._finishing.pop(task), ray.get(task)
+                labelled = self._labelled.pop(task, None)
+                if labelled is not None and isinstance(outcome, list):
+                    self._inquiries.append((dataset_id, outcome, labelled))
+                else:
+                    yield dataset_id, outcome
+
+    def _answers(self) -> dict[str, dict[str, Any]]:
+        """Ask the language model about all datasets; returns its rows by puzzle key, none if it cannot be had."""
+        puzzles = [puzzle for _, asked, _ in self._inquiries for puzzle in asked]
+        model = self.order.refining.reason
+        if not puzzles or model is None:
+            return {}
+        order = SolveOrder(
+            out=storage.join(self.order.out, schema.REASON_DIR),
+            engine=None if is_url(model) else EngineSettings(model=model),
+            url=model if is_url(model) else None,
+            solving=SolveSettings(seed=self.order.refining.reason_seed),
+        )
+        self.progress.say(f"asking {model} about {len(puzzles):,} puzzles")
+        try:
+            answers = solve_puzzles(order, puzzles, self.progress)
+        except (CellRayError, ray.exceptions.RayError) as error:
+            self.progress.say(f"warning: no answer of {model}, cells keep their labels: {one_line(error)[:500]}")
+            return {}
+        return {row["key"]: row for row in answers.to_pylist()}
+
+    def _publish(self, answers: dict[str, dict[str, Any]]) -> None:
+        """Start the second half of every dataset that waits for answers."""
+        for dataset_id, asked, labelled in self._inquiries:
+            mine = {puzzle.key: answers[puzzle.key] for puzzle in asked if puzzle.key in answers}
+            told: dict[str, Any] = {"memory": _PUBLISH_BYTES, "name": f"publish {dataset_id}"}
+            self._finishing[_publishing.options(**told).remote(labelled, mine)] = dataset_id
+        self._inquiries.clear()
 
     def _folder(self, plan: DatasetPlan) -> str:
         return self.order.folder(plan.source.dataset_id)
@@ -160,6 +215,24 @@ def _staging(plan: DatasetPlan, folder: str, shard_cells: int) -> DatasetPlan | 
 def _finishing(job: Finishing) -> Manifest | CellRayError:
     try:
         return finish(job) if job.order.scoring.labels else finish_embedding(job)
+    except CellRayError as error:
+        return error
+
+
+@ray.remote(num_cpus=1)
+def _labelling(job: Finishing) -> tuple[list[Puzzle] | CellRayError, Labelled | None]:
+    """Return what the dataset asks, and for the other half, which never passes the driver, the dataset itself."""
+    try:
+        labelled = label(job)
+    except CellRayError as error:
+        return error, None
+    return [question.puzzle for question in labelled.inquiry.questions], labelled
+
+
+@ray.remote(num_cpus=1)
+def _publishing(labelled: Labelled, answers: dict[str, dict[str, Any]]) -> Manifest | CellRayError:
+    try:
+        return publish(labelled, answers)
     except CellRayError as error:
         return error
 

@@ -1,14 +1,15 @@
-"""One dataset from its written scores to its published output: refine, label, copy, manifest.
+"""One dataset from its written scores to its published output: refine, label, reason, copy, manifest.
 
-Contract: the result is a pure function of the part files, the dataset and the refinement settings, so doing it again
-after a crash gives the same annotations. Files appear in the order annotations, view, annotated copy, manifest,
-``_SUCCESS``. Memory is that of refinement, and without refinement that of one part.
+Contract: the result is a pure function of the part files, the dataset, the refinement settings and what a language
+model said, so doing it again after a crash gives the same annotations. Files appear in the order annotations, view,
+annotated copy, manifest, ``_SUCCESS``. Memory is that of refinement, and without refinement that of one part. It comes
+in two halves, ``label`` and ``publish``, because the language model answers for all datasets at once in between.
 """
 
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,15 @@ from cellray.ingest import DatasetPlan, read_rows
 from cellray.ingest.reader import open_dataset
 from cellray.manifest import Manifest, ShardRecord
 from cellray.pipeline.order import WorkOrder
+from cellray.pipeline.reasoning import Inquiry, Verdicts, inquire, settle
 from cellray.schema import Source, Status
 
 if TYPE_CHECKING:
-    from cellray.refine.grit import Refinement
+    from cellray.write import Counts
 
 _VIEW_CELLS = 5000
 _PLAIN_BYTES = 1 << 30  # libraries and one part
+_EDGE_BYTES = 200  # of the graph that Leiden works on
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,28 @@ class Finishing:
             return _PLAIN_BYTES
         from cellray.refine.grit import memory_bytes
 
-        return memory_bytes(self.plan.n_cells, len(self.order.scoring.labels), self.order.refining.k)
+        grouping = self.plan.n_cells * self.order.refining.k * _EDGE_BYTES if self.order.refining.reason else 0
+        return memory_bytes(self.plan.n_cells, len(self.order.scoring.labels), self.order.refining.k) + grouping
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A dataset with annotations that are not published yet, and what it asks a language model."""
+
+    job: Finishing
+    counts: "Counts"
+    refinement: dict[str, Any] | None
+    seconds: dict[str, float]
+    inquiry: Inquiry
 
 
 def finish(job: Finishing) -> Manifest:
-    """Publish one dataset; returns its manifest."""
+    """Publish one dataset that asks nobody; returns its manifest."""
+    return publish(label(job))
+
+
+def label(job: Finishing) -> Labelled:
+    """Refine, and write annotations and view."""
     from cellray.write import label_table, read_part, write_annotations
 
     seconds = dict(job.seconds)
@@ -94,12 +114,42 @@ def finish(job: Finishing) -> Manifest:
     started = time.perf_counter()
     _write_view(job, scored, None if refinement is None else refinement.points)
     seconds["view"] = time.perf_counter() - started
+
+    inquiry = Inquiry()
+    if refinement is not None and job.order.refining.reason is not None:
+        started = time.perf_counter()
+        inquiry = inquire(job.order, job.plan, job.shards, scored, _have_labels(annotations, scored), refinement)
+        seconds["group"] = time.perf_counter() - started
+    told = None if refinement is None else {**refinement.diagnostics, "steps": refinement.steps}
+    return Labelled(job, counts, told, seconds, inquiry)
+
+
+def publish(labelled: Labelled, answers: Mapping[str, Mapping[str, Any]] | None = None) -> Manifest:
+    """Put the answers of a language model on the cells, write the annotated copy and the manifest, and return it.
+
+    ``answers`` are rows of ``puzzles.solve.ANSWERS`` by puzzle key.
+    """
+    job, counts, seconds, reasoning = labelled.job, labelled.counts, dict(labelled.seconds), None
+    annotations = storage.join(job.folder, schema.ANNOTATIONS_FILE)
+    warnings: list[str] = []
+    if job.order.refining.reason is not None:
+        started = time.perf_counter()
+        verdicts = settle(labelled.inquiry, answers or {}, job.order.scoring.labels)
+        counts = _reasoned(job, annotations, counts, verdicts)
+        reasoning = {"model": job.order.refining.reason, "groups": len(labelled.inquiry.groups), **verdicts.counts}
+        unanswered = verdicts.counts.get("groups_unanswered", 0)
+        if unanswered:
+            left = verdicts.counts["cells_unanswered"]
+            warnings.append(
+                f"{unanswered} groups had no answer of the language model; their {left:,} cells keep theirs"
+            )
+        seconds["reason"] = time.perf_counter() - started
     cells = {
         "n_annotated": counts.statuses[Status.ANNOTATED],
         "n_abstained": counts.statuses[Status.ABSTAINED],
         "n_rejected": counts.statuses[Status.REJECTED],
     }
-    return _publish(job, annotations, cells, counts.rejects, refinement, seconds)
+    return _publish(job, annotations, cells, counts.rejects, seconds, labelled.refinement, reasoning, warnings)
 
 
 def finish_embedding(job: Finishing) -> Manifest:
@@ -111,7 +161,30 @@ def finish_embedding(job: Finishing) -> Manifest:
         rejects.update(read_part(uri, [schema.REJECT_CODE])[schema.REJECT_CODE].drop_null().to_pylist())
     n_rejected = rejects.total()
     cells = {"n_annotated": 0, "n_abstained": 0, "n_rejected": n_rejected, "n_embedded": job.plan.n_cells - n_rejected}
-    return _publish(job, None, cells, dict(rejects), None, dict(job.seconds))
+    return _publish(job, None, cells, dict(rejects), dict(job.seconds))
+
+
+def _have_labels(annotations: str, scored: np.ndarray) -> np.ndarray:
+    """Say which of the scored cells are annotated, bool."""
+    from cellray.write import read_annotations
+
+    statuses = [part[schema.STATUS].to_numpy() == Status.ANNOTATED.value for part in read_annotations(annotations)]
+    return np.concatenate([np.empty(0, bool), *statuses])[scored]
+
+
+def _reasoned(job: Finishing, annotations: str, counts: "Counts", verdicts: Verdicts) -> "Counts":
+    """Write what the language model said, and the annotations again if it changes any."""
+    import pyarrow.parquet as pq
+
+    from cellray.write import read_annotations, relabelled, write_annotations
+
+    with storage.writing(storage.join(job.folder, schema.REASONING_FILE)) as path:
+        pq.write_table(verdicts.table, path, compression="zstd")
+    if not len(verdicts.rows):
+        return counts
+    how = (verdicts.rows, verdicts.labels, verdicts.score, verdicts.margin)
+    known = (job.order.scoring.labels, job.order.label_ids)
+    return write_annotations(annotations, (relabelled(part, *how, *known) for part in read_annotations(annotations)))
 
 
 def _publish(
@@ -119,12 +192,16 @@ def _publish(
     annotations: str | None,
     cells: dict[str, int],
     rejects: dict[str, int],
-    refinement: "Refinement | None",
     seconds: dict[str, float],
+    refinement: dict[str, Any] | None = None,
+    reasoning: dict[str, Any] | None = None,
+    warnings: Sequence[str] = (),
 ) -> Manifest:
     """Write the annotated copy and the manifest."""
     started = time.perf_counter()
-    _write_copy(job, annotations, {} if refinement is None else refinement.diagnostics)
+    _write_copy(
+        job, annotations, {key: value for key, value in (refinement or {}).items() if key != "steps"}, reasoning
+    )
     seconds["copy"] = time.perf_counter() - started
     _sweep(job)
     done = Manifest(
@@ -140,9 +217,10 @@ def _publish(
         rejects=rejects,
         shards=[_hashed(job, shard) for shard in job.shards],
         plan=job.plan.describe(),
-        refinement=None if refinement is None else {**refinement.diagnostics, "steps": refinement.steps},
+        refinement=refinement,
+        reasoning=reasoning,
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        warnings=list(job.plan.warnings),
+        warnings=[*job.plan.warnings, *warnings],
         versions=job.order.versions,
     )
     manifests.publish(job.folder, done)
@@ -195,12 +273,16 @@ def _embeddings(job: Finishing, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _write_copy(job: Finishing, annotations: str | None, diagnostics: dict[str, Any]) -> None:
+def _write_copy(
+    job: Finishing, annotations: str | None, diagnostics: dict[str, Any], reasoning: dict[str, Any] | None
+) -> None:
     from cellray.write import Results, annotate_h5ad, annotate_zarr, build_h5ad
 
     source = job.plan.source
     target = storage.join(job.order.out, f"{source.dataset_id}.h5ad")
     record = {**job.order.record, "plan": job.plan.describe(), "refinement": diagnostics}
+    if reasoning is not None:
+        record["reasoning"] = reasoning
     results = Results(annotations, job.part_uris, record, job.order.scoring.embedding_key)
     if source.kind == "h5ad":
         annotate_h5ad(source.uri, target, results)

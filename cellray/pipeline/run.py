@@ -30,6 +30,8 @@ from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.pipeline.order import Scoring, WorkOrder
 from cellray.pipeline.progress import Progress, Silent
 from cellray.plugins.router import Chosen, scgpt_base, union_labels
+from cellray.puzzles.engine import BUNDLED, check_model, check_vllm, locate
+from cellray.puzzles.remote import check_url, is_url
 from cellray.settings import AnnotateSettings
 
 _VERSIONED = ("anndata", "numpy", "pyarrow", "ray", "scanpy", "scipy", "torch")
@@ -68,10 +70,17 @@ class RunResult:
             "n_annotated": sum(one.n_annotated for one in done),
             "n_abstained": sum(one.n_abstained for one in done),
             "n_embedded": sum(one.n_embedded for one in done),
+            "n_reasoned": sum(reasoned(one) for one in done),
             "n_rejected": sum(one.n_rejected for one in done),
             "cells_per_s": self.cells_per_s,
             "seconds": round(self.seconds, 3),
         }
+
+
+def reasoned(manifest: Manifest) -> int:
+    """Return the number of cells whose label is the language model's, none included."""
+    counts = manifest.reasoning or {}
+    return sum(counts.get(f"cells_{outcome}", 0) for outcome in ("relabelled", "confirmed", "none_of_these"))
 
 
 def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, encode: bool = True) -> RunResult:
@@ -92,6 +101,7 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     settings = settings.model_copy(update={"out": storage.absolute(settings.out)})
     checkpoint = checkpoints.load(settings.model)
     _check_length(settings, checkpoint)
+    settings, reasoner = _reasoner(settings)
     chosen = None if settings.plugins is None else Chosen.of(settings.plugins, settings.tissue)
     labels = label_set(settings, checkpoint) if chosen is None else plugin_labels(settings, checkpoint, chosen)
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
@@ -102,7 +112,7 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     if not plans:
         raise _all_failed(errors)
     with RunLock(settings.out, run_id) as lock:
-        run = _Run(settings, run_id, checkpoint, labels, chosen, progress, encode=encode)
+        run = _Run(settings, run_id, checkpoint, labels, chosen, reasoner, progress, encode=encode)
         run.record([source.dataset_id for source in sources])
         for dataset_id, error in errors.items():
             run.fail(dataset_id, error)
@@ -127,6 +137,20 @@ def _from_anywhere(settings: AnnotateSettings) -> AnnotateSettings:
     if settings.model not in checkpoints.BUNDLED:
         known["model"] = storage.absolute(settings.model)
     return settings.model_copy(update=known)
+
+
+def _reasoner(settings: AnnotateSettings) -> tuple[AnnotateSettings, str]:
+    """Check who reasons; returns settings that mean the same anywhere, and the digest of the model or its address."""
+    if settings.reason is None:
+        return settings, ""
+    if is_url(settings.reason):
+        check_url(settings.reason)
+        return settings, settings.reason
+    check_model(settings.reason)
+    check_vllm()
+    if settings.reason not in BUNDLED:
+        settings = settings.model_copy(update={"reason": storage.absolute(settings.reason)})
+    return settings, storage.content_hash(locate(str(settings.reason)))
 
 
 def _check_length(settings: AnnotateSettings, checkpoint: Checkpoint) -> None:
@@ -233,6 +257,7 @@ class _Run:
         checkpoint: Checkpoint,
         labels: list[Label],
         chosen: Chosen | None,
+        reasoner: str,
         progress: Progress,
         *,
         encode: bool,
@@ -243,7 +268,7 @@ class _Run:
         self.scoring_key = settings.scoring_key(
             checkpoint.digest, [(label.name, label.text) for label in labels], chosen.digests if chosen else ()
         )
-        self.refining_key = settings.refining_key(self.scoring_key)
+        self.refining_key = settings.refining_key(self.scoring_key, reasoner)
         self.versions = versions()
         self.order = self._work_order(encode=encode)
 

@@ -25,8 +25,9 @@ from cellray.cluster import ray_session
 from cellray.errors import SettingError
 from cellray.pipeline.progress import Progress, Silent
 from cellray.puzzles.centroid import Profiles
-from cellray.puzzles.engine import Engine, EngineDeadError, EngineSettings, check_model, locate
+from cellray.puzzles.engine import Engine, EngineDeadError, EngineSettings, check_model, check_vllm, locate
 from cellray.puzzles.puzzle import Puzzle
+from cellray.puzzles.remote import solve_served
 from cellray.puzzles.solve import ANSWERS, SolveSettings, solve_all
 
 PARTS_DIR = "parts"
@@ -37,11 +38,12 @@ _RESTARTS = 3
 
 @dataclass(frozen=True)
 class SolveOrder:
-    """What is asked of whom. ``engine`` None: the solver without a language model, which needs ``profiles``."""
+    """What is asked of whom: an engine, a served app (``url``), or the solver without either, from ``profiles``."""
 
     out: str
     engine: EngineSettings | None
     solving: SolveSettings
+    url: str | None = None
     adapter: str | None = None
     profiles: Profiles | None = None
     engines: int = 1
@@ -51,7 +53,8 @@ class SolveOrder:
         """Hash of everything that changes an answer, 16 hex digits."""
         models = [storage.content_hash(locate(one)) for one in (self.engine and self.engine.model, self.adapter) if one]
         engine = self.engine.model_dump(include={"dtype", "max_length", "seed"}) if self.engine else None
-        told = json.dumps([models, engine, self.solving.model_dump()], sort_keys=True)
+        served = [] if self.url is None else [self.url]
+        told = json.dumps([models, engine, self.solving.model_dump(), *served], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -66,11 +69,12 @@ def solve_puzzles(
         Before any work, if the model cannot be used.
     """
     progress = progress or Silent()
-    if order.engine is None and order.profiles is None:
+    if order.engine is None and order.url is None and order.profiles is None:
         msg = "nothing to solve with: give --model, or --baseline with solved puzzles"
         raise SettingError(msg)
     if order.engine is not None:
         check_model(order.engine.model)
+        check_vllm()
     prefix = f"part-{order.key()}"
     parts = storage.join(order.out, PARTS_DIR)
     distinct = {puzzle.key: puzzle for puzzle in puzzles}
@@ -80,7 +84,7 @@ def solve_puzzles(
     chunks = [todo[at : at + order.chunk] for at in range(0, len(todo), order.chunk)]
     if chunks and order.engine is None:
         for chunk in chunks:
-            _put(parts, prefix, chunk, asyncio.run(solve_all(None, chunk, order.solving, profiles=order.profiles)))
+            _put(parts, prefix, chunk, _without_engine(chunk, order))
             progress.advance(len(chunk))
     elif chunks:
         with ray_session(address) as resources:
@@ -103,6 +107,8 @@ def solve_puzzles(
                     enable_true_multi_threading=True,
                 ),
                 fn_constructor_args=(order, held, parts, prefix),
+                # A process of its own: vLLM does not start in one that has loaded Numba, as a reused worker may have.
+                runtime_env={"env_vars": {"VLLM_NO_USAGE_STATS": "1"}},
             )
             for row in answered.iter_rows():
                 progress.advance(row["n"])
@@ -133,13 +139,13 @@ class Solver:
             try:
                 work = solve_all(engine, chunk, self._order.solving, adapter=self._order.adapter)
                 return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-            except EngineDeadError as error:
+            except EngineDeadError:
                 with self._lock:
                     if self._engine is engine and engine is not None:
                         engine.close()
                         self._engine = self._start() if self._starts <= _RESTARTS else None
                 if self._engine is None:
-                    return _given_up(chunk, self._order, str(error))
+                    return _without_engine(chunk, self._order)
 
     def _start(self) -> Engine:
         self._starts += 1
@@ -151,14 +157,10 @@ class Solver:
         return asyncio.run_coroutine_threadsafe(start(), self._loop).result()
 
 
-def _given_up(chunk: list[Puzzle], order: SolveOrder, why: str) -> pa.Table:
-    if order.profiles is not None:
-        return asyncio.run(solve_all(None, chunk, order.solving, profiles=order.profiles))
-    rows = [
-        dict.fromkeys(ANSWERS.names) | {"key": puzzle.key, "status": "failed", "code": "engine", "error": why}
-        for puzzle in chunk
-    ]
-    return pa.Table.from_pylist(rows, schema=ANSWERS)
+def _without_engine(chunk: list[Puzzle], order: SolveOrder) -> pa.Table:
+    if order.url is not None:
+        return asyncio.run(solve_served(order.url, chunk, order.solving))
+    return asyncio.run(solve_all(None, chunk, order.solving, profiles=order.profiles))
 
 
 def _put(parts: str, prefix: str, chunk: list[Puzzle], answers: pa.Table) -> None:

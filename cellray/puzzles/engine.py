@@ -297,6 +297,15 @@ def check_model(model: str) -> None:
         raise ModelError(msg)
 
 
+def check_vllm() -> None:
+    """Say early that there is no vLLM here."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        msg = "language models run on vLLM, which is not installed; install cellray[cpu] or cellray[gpu], or give a URL"
+        raise ModelError(msg)
+
+
 def _prepare_environment() -> None:
     """Set what vLLM reads when it is imported, unless the user did."""
     import torch

@@ -89,27 +89,24 @@ async def solve(
     Raises
     ------
     EngineDeadError
-        If the engine died and there are no ``profiles``.
+        If the engine died and there are no ``profiles``. (Without an engine the row is ``failed`` then.)
     """
     started = time.perf_counter()
     row: dict[str, Any] = dict.fromkeys(ANSWERS.names) | {"key": puzzle.key, "status": "failed"}
     try:
         puzzle.check()
         if engine is None:
-            msg = "there is no language model"
+            msg = "the language model is down"
             raise EngineDeadError(msg)
         row |= await _asked(engine, puzzle, settings, adapter)
     except PuzzleError as error:
         row |= {"status": "invalid", "code": error.code, "error": one_line(error)}
     except EngineDeadError as error:
-        if profiles is None:
+        if profiles is None and engine is not None:
             raise
-        row |= {
-            "status": "baseline",
-            "answer": list(profiles.solve(puzzle)),
-            "code": "engine",
-            "error": one_line(error),
-        }
+        row |= {"code": "engine", "error": one_line(error)}
+        if profiles is not None:
+            row |= {"status": "baseline", "answer": list(profiles.solve(puzzle))}
     row["seconds"] = time.perf_counter() - started
     return row
 

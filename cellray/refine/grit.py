@@ -94,12 +94,16 @@ class Given:
 
 @dataclass(frozen=True)
 class Refinement:
-    """Refined scores ``p`` (n, c) float32, ``points`` (n, p) float32, JSON ``diagnostics``, cost of ``steps``."""
+    """Refined scores ``p`` (n, c) float32, ``points`` (n, p) float32, JSON ``diagnostics``, cost of ``steps``.
+
+    ``graph`` is the (n, n) neighbourhood that scores were smoothed over.
+    """
 
     p: np.ndarray
     points: np.ndarray
     diagnostics: dict[str, Any]
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
+    graph: sparse.csr_matrix | None = None
 
 
 def refine(p0: np.ndarray, blocks: Blocks, options: Options | None = None, given: Given | None = None) -> Refinement:
@@ -173,7 +177,7 @@ def refine(p0: np.ndarray, blocks: Blocks, options: Options | None = None, given
             "graph": {"search": found.search, "seed": options.seed, "batches": given.batches is not None},
         },
     }
-    return Refinement(p, points, diagnostics, steps.found)
+    return Refinement(p, points, diagnostics, steps.found, graph)
 
 
 def memory_bytes(n: int, c: int, k: int, p: int = 50, n_top_genes: int = 2000) -> int:

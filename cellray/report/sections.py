@@ -21,6 +21,7 @@ from cellray.report.folder import Calls, DatasetResult, Run, read_calls
 
 _BEFORE_COLOUR, _AFTER_COLOUR, _CHANGED_COLOUR = "#b9c3cf", svg.PALETTE[0], svg.PALETTE[1]
 MOST_BARS = 40
+MOST_GROUPS = 60
 _BINS = 40
 _SAID_ELSEWHERE = ("dataset_id", "source", "n_cells", "warnings")
 
@@ -65,6 +66,8 @@ class Section:
     reject_bars: Markup
     stage_bars: Markup
     diagnostics: dict[str, Any]
+    reasoning: dict[str, Any]
+    groups: list[dict[str, Any]]
 
 
 def build(run: Run, dataset: DatasetResult, colours: dict[int, str]) -> Section:
@@ -105,6 +108,8 @@ def build(run: Run, dataset: DatasetResult, colours: dict[int, str]) -> Section:
         reject_bars=_reject_bars(manifest.rejects),
         stage_bars=_stage_bars(manifest),
         diagnostics=_diagnostics(manifest.refinement or {}, int(called.sum())),
+        reasoning=manifest.reasoning or {},
+        groups=_groups(dataset) if manifest.reasoning else [],
     )
 
 
@@ -163,6 +168,14 @@ def _view(dataset: DatasetResult) -> tuple[np.ndarray, np.ndarray]:
         table = pq.read_table(file)
     xy = np.column_stack([table[schema.VIEW_X].to_numpy(), table[schema.VIEW_Y].to_numpy()])
     return table[schema.ROW].to_numpy(), xy
+
+
+def _groups(dataset: DatasetResult) -> list[dict[str, Any]]:
+    """Return the first groups that the language model was asked about, with the number of their cells."""
+    uri = storage.join(dataset.folder, schema.REASONING_FILE)
+    with boundary(ReadError, f"reasoning of dataset {dataset.dataset_id!r}"), storage.open_read(uri) as file:
+        rows = pq.read_table(file).slice(0, MOST_GROUPS).to_pylist()
+    return [{**row, "n_cells": len(row[schema.CELLS])} for row in rows]
 
 
 def _by_type(labels: list[str], xy: np.ndarray, calls: np.ndarray, colours: dict[int, str]) -> tuple[Markup, list[Key]]:

@@ -4,7 +4,7 @@ Contract: every file is published whole or not at all, and parts and annotations
 hold the same content. This package computes no scores, does not refine and knows nothing of Ray.
 """
 
-from cellray.write.annotations import Counts, label_table, write_annotations
+from cellray.write.annotations import Counts, label_table, read_annotations, relabelled, write_annotations
 from cellray.write.h5ad import Results, annotate_h5ad, annotate_zarr, build_h5ad
 from cellray.write.scores import part_labels, part_name, read_part, write_part
 
@@ -17,7 +17,9 @@ __all__ = [
     "label_table",
     "part_labels",
     "part_name",
+    "read_annotations",
     "read_part",
+    "relabelled",
     "write_annotations",
     "write_part",
 ]

@@ -2,13 +2,14 @@
 
 Contract: the winner is the label with the highest probability, the first one on a tie; ``score`` is its probability
 and ``margin`` what it has over the runner-up. ``source`` names the stage whose probabilities decided, so with
-refinement every labelled cell is ``grit``, changed or not. A rejected cell has its code and no label. The bytes of
-the file depend on the rows only. A cell whose encoder gave no label anything (all probabilities 0) is abstained and
+refinement every labelled cell is ``grit``, changed or not, and a cell that a language model was asked about is ``llm``,
+confirmed, changed or, where it said that no label fits, abstained. A rejected cell has its code and no label. The bytes
+of the file depend on the rows only. A cell whose encoder gave no label anything (all probabilities 0) is abstained and
 stays so, whatever its neighbours are. This module does not refine.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +99,58 @@ def label_table(
         schema.ENCODER_CELL_TYPE: names.take(_spread(kept.argmax(axis=1), decided)),
     }
     return pa.table(columns, schema=schema.annotations())
+
+
+def relabelled(
+    table: pa.Table,
+    rows: np.ndarray,
+    numbers: np.ndarray,
+    score: np.ndarray,
+    margin: np.ndarray,
+    names: Sequence[str],
+    ids: Sequence[str],
+) -> pa.Table:
+    """Give cells of ``schema.annotations()`` the labels of a language model.
+
+    Parameters
+    ----------
+    table
+        Consecutive rows of a dataset.
+    rows, numbers, score, margin
+        (m,) the rows to change, ascending, any of the dataset; the number of their label, -1 for none, which abstains
+        them; its score and its margin.
+    names, ids
+        As in ``label_table``.
+    """
+    start = table[schema.ROW][0].as_py() if len(table) else 0
+    first, last = np.searchsorted(rows, [start, start + len(table)])
+    if first == last:
+        return table
+    changed = np.zeros(len(table), bool)
+    changed[rows[first:last] - start] = True
+    none = numbers[first:last] < 0
+    number = pa.array(numbers[first:last], mask=none)
+    statuses = np.where(none, Status.ABSTAINED.value, Status.ANNOTATED.value)
+    new = {
+        schema.CELL_TYPE: pa.array(names, pa.string()).take(number),
+        schema.CELL_TYPE_ID: pa.array([one or None for one in ids], pa.string()).take(number),
+        schema.SCORE: pa.array(score[first:last], pa.float32(), mask=none),
+        schema.MARGIN: pa.array(margin[first:last], pa.float32(), mask=none),
+        schema.SOURCE: pa.array([Source.LLM.value] * (last - first), pa.string()),
+        schema.STATUS: pa.array(statuses.tolist(), pa.string()),
+    }
+    for name, values in new.items():
+        column = pc.replace_with_mask(table[name].combine_chunks(), pa.array(changed), values)
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    return table
+
+
+def read_annotations(uri: str) -> Iterator[pa.Table]:
+    """Yield the annotations of a dataset as they were written, part by part."""
+    with boundary(WriteError, f"annotations {uri}"), storage.open_read(uri) as file:
+        found = pq.ParquetFile(file)
+        for number in range(found.num_row_groups):
+            yield found.read_row_group(number)
 
 
 def _statuses(scored: np.ndarray, decided: np.ndarray) -> np.ndarray:

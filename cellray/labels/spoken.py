@@ -26,14 +26,17 @@ _INTRODUCTION = re.compile(
 )
 _DOUBT = re.compile(r"^(?:(?:most\s+)?(?:likely|possibly|probably|presumably)|either|an?|the)\s+", re.IGNORECASE)
 _NOTHING = re.compile(
-    r"(?:unknown|undetermined|unclear|uncertain|unassigned|not\s+(?:sure|known|possible)|cannot|n/?a|none)\b", re.IGNORECASE
+    r"(?:unknown|undetermined|unclear|uncertain|unassigned|not\s+(?:sure|known|possible)|cannot|n/?a|none)\b",
+    re.IGNORECASE,
 )
 _ALTERNATIVE = re.compile(r"\s*,?\s+(?:and/)?or\s+|\s+(?:vs\.?|versus)\s+|\s+/\s+|(?<=[A-Za-z])/(?=[A-Za-z])|\s*;\s*")
 _UNSAFE = re.compile(r"[^A-Za-z0-9 .,:/()'+\-_α-ωΑ-Ω]+")
 _NUMBERED = re.compile(r"[ _-]\d+$")
 _MARKED = re.compile(r"(.+) (?:[A-Z0-9][A-Z0-9-]{3,}|[A-Z]+\d+)$")
 _JOINED = re.compile(r"\b(cd[48])(t)")
-_T_CELL = re.compile(r"\bcd([48])[ab]?\b.*\b(?:t|tconv|tex|t-?lymphocytes?|tcm|tem|temra|lymphocytes?|naive)\b|^cd([48])[ab]?$")
+_T_CELL = re.compile(
+    r"\bcd([48])[ab]?\b.*\b(?:t|tconv|tex|t-?lymphocytes?|tcm|tem|temra|lymphocytes?|naive)\b|^cd([48])[ab]?$"
+)
 
 _SHORT = {
     "b": "B cell",

@@ -2,7 +2,8 @@
 
 Contract: one engine in a process; requests of any number of callers share its batches. Prompts are rendered by the
 model's own chat template and checked against its context before they are sent. Texts end with ``</answer>`` unless
-the ``Sampling`` says otherwise. Knows adapters by folder. It neither builds puzzles nor judges answers. Importing it does not import vLLM.
+the ``Sampling`` says otherwise. Knows adapters by folder. It neither builds puzzles nor judges answers. Importing it
+does not import vLLM.
 """
 
 import asyncio

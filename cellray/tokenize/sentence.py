@@ -14,6 +14,7 @@ Deviations from the CellReasoner repository, none of which shows in raw counts:
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -42,7 +43,7 @@ def cell_sentences(
     """
     genes, offsets = sentence_genes(counts, n, named=np.array([bool(name) for name in names], bool), places=places)
     words = np.array(names, dtype=object)[genes]
-    return [", ".join(words[start:stop]) for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [", ".join(words[start:stop]) for start, stop in pairwise(offsets.tolist())]
 
 
 def sentence_genes(

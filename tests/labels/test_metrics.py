@@ -103,7 +103,10 @@ def test_no_truth_has_no_score():
 def test_graded_scores_agree_with_published_judgements(shared):
     """Pairs of real predictions that people graded, as far as both sides name a term: mostly the same grade."""
     with gzip.open(shared / "data" / "cellreasoner" / "pair_scores.csv.gz", "rt") as file:
-        rows = [(row["Ground Truth"], row["Model Prediction"], float(row["Evaluation Score"])) for row in csv.DictReader(file)]
+        rows = [
+            (row["Ground Truth"], row["Model Prediction"], float(row["Evaluation Score"]))
+            for row in csv.DictReader(file)
+        ]
     ontology, ours, theirs = Ontology(), [], []
     for true, said, score in rows:
         one, other = spoken(true), spoken(said)

@@ -24,7 +24,11 @@ def test_every_abbreviation_stands_for_a_term():
         ("Cell type: B cells.", ["B cells"], ["B cell"]),
         ("These cells are likely plasma cells", ["plasma cells"], ["plasma cell"]),
         ("B cell (likely B cell lymphoma or activated B cell)", ["B cell"], ["B cell"]),
-        ("natural killer (NK) cells or CTLs", ["natural killer cells", "CTLs"], ["natural killer cell", "cytotoxic T cell"]),
+        (
+            "natural killer (NK) cells or CTLs",
+            ["natural killer cells", "CTLs"],
+            ["natural killer cell", "cytotoxic T cell"],
+        ),
         ("naive or memory B cells", ["naive B cells", "memory B cells"], ["naive B cell", "memory B cell"]),
         ("Mono/Macro", ["Mono", "Macro"], ["monocyte", "macrophage"]),
         ("CD4+/CD25 T Reg", ["CD4+/CD25 T Reg"], ["regulatory T cell"]),

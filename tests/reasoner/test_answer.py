@@ -30,7 +30,13 @@ def test_draws_belong_to_the_sentence_and_the_seed():
     ("text", "mode", "reasons", "label", "names"),
     [
         ("CD3D is high.</think>\n\nT cell", "reasoning", "CD3D is high.", "T cell", ("T cell",)),
-        ("<think>a</think>b</think> NK cells or T cells\nmore", "reasoning", "ab", "NK cells or T cells", ("NK cells", "T cells")),
+        (
+            "<think>a</think>b</think> NK cells or T cells\nmore",
+            "reasoning",
+            "ab",
+            "NK cells or T cells",
+            ("NK cells", "T cells"),
+        ),
         ("CD3D is high, and so on", "reasoning", "CD3D is high, and so on", "", ()),
         ("why</think>", "reasoning", "why", "", ()),
         ("B cell", "direct", "", "B cell", ("B cell",)),

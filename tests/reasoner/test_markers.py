@@ -9,7 +9,22 @@ from cellray.reasoner.markers import statements, support
 GENES = {
     gene: at
     for at, gene in enumerate(
-        ["CD3D", "CD3E", "CD8A", "CD14", "LYZ", "MS4A1", "CD79A", "NKG7", "GNLY", "HLA-DRA", "FOXP3", "C1orf43", "T", "CD4"]
+        [
+            "CD3D",
+            "CD3E",
+            "CD8A",
+            "CD14",
+            "LYZ",
+            "MS4A1",
+            "CD79A",
+            "NKG7",
+            "GNLY",
+            "HLA-DRA",
+            "FOXP3",
+            "C1orf43",
+            "T",
+            "CD4",
+        ]
     )
 }
 COUNTS = {"CD14": 3.0, "LYZ": 40.0, "HLA-DRA": 1.0}
@@ -20,7 +35,10 @@ COUNTS = {"CD14": 3.0, "LYZ": 40.0, "HLA-DRA": 1.0}
     [
         ("The cell expresses CD14 and LYZ.", {"CD14": True, "LYZ": True}),
         ("CD14: monocyte marker\nLYZ: lysozyme", {"CD14": True, "LYZ": True}),
-        ("CD14 and LYZ are high, but CD3D and CD3E are absent.", {"CD14": True, "LYZ": True, "CD3D": False, "CD3E": False}),
+        (
+            "CD14 and LYZ are high, but CD3D and CD3E are absent.",
+            {"CD14": True, "LYZ": True, "CD3D": False, "CD3E": False},
+        ),
         ("There is no expression of MS4A1 or CD79A.", {"MS4A1": False, "CD79A": False}),
         ("It lacks CD3D, CD3E and expresses HLA-DRA", {"CD3D": False, "CD3E": False, "HLA-DRA": True}),
         ("CD3D is not detected, CD14 is expressed", {"CD3D": False, "CD14": True}),

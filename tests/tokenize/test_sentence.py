@@ -24,9 +24,7 @@ def test_both_forms_equal_the_loop(dense, n, random):
     names[random.randrange(genes)] = ""
     ranked = random.sample([*filter(None, names), "NOT-THERE"], random.randint(1, genes))
     counts = sparse.csr_matrix(dense)
-    listed = [
-        ", ".join([name for name in ranked if name in names and row[names.index(name)] > 0][:n]) for row in dense
-    ]
+    listed = [", ".join([name for name in ranked if name in names and row[names.index(name)] > 0][:n]) for row in dense]
     assert cell_sentences(counts, names, n, places=list_places(names, ranked)) == listed
     expressed = [
         ", ".join([names[at] for at in np.argsort(-row, kind="stable") if row[at] > 0 and names[at]][:n])

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from cellray import storage
+from cellray import schema, storage
 from cellray.cluster import ray_session
 from cellray.errors import SettingError
 from cellray.pipeline.engines import NUMBER, RunningEngine, through_engines
@@ -27,7 +27,6 @@ from cellray.puzzles.puzzle import Puzzle
 from cellray.puzzles.remote import solve_served
 from cellray.puzzles.solve import ANSWERS, SolveSettings, solve_all
 
-PARTS_DIR = "parts"
 ANSWERS_FILE = "answers.parquet"
 
 
@@ -71,7 +70,7 @@ def solve_puzzles(
         check_model(order.engine.model)
         check_vllm()
     prefix = f"part-{order.key()}"
-    parts = storage.join(order.out, PARTS_DIR)
+    parts = storage.join(order.out, schema.PARTS_DIR)
     distinct = {puzzle.key: puzzle for puzzle in puzzles}
     known = _known(parts, prefix)
     todo = [puzzle for key, puzzle in distinct.items() if key not in known]

@@ -68,7 +68,7 @@ def support(made: list[Statement]) -> float | None:
 
 
 def _read(clause: str, genes: Mapping[str, int]) -> list[tuple[str, bool]]:
-    """Return the genes of a clause and whether it says that they are expressed; those of a general turn are left out."""
+    """Return the genes of a clause and whether it says that they are expressed; none of a general turn."""
     named = [
         (word.start(), word[0])
         for word in _WORD.finditer(clause)

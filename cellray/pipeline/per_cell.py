@@ -100,14 +100,14 @@ def reason_cells(
     check_model(order.engine.model)
     check_vllm()
     result = ReasonResult(order.out)
-    with ray_session(address) as resources:
-        opened = _open(find_sources(inputs), order, result, progress, truth_key)
-        pieces = [_pieces(order, number, cells) for number, cells in enumerate(opened)]
-        todo = [piece for cells, own in zip(opened, pieces, strict=True) for piece in _missing(order, cells, own)]
-        n_cells, n_todo = (sum(one.stop - one.start for one in some) for some in (chain(*pieces), todo))
-        progress.start(n_cells, n_cells - n_todo)
-        broken: dict[int, str] = {}
-        if todo:
+    opened = _open(find_sources(inputs), order, result, progress, truth_key)
+    pieces = [_pieces(order, number, cells) for number, cells in enumerate(opened)]
+    todo = [piece for cells, own in zip(opened, pieces, strict=True) for piece in _missing(order, cells, own)]
+    n_cells, n_todo = (sum(one.stop - one.start for one in some) for some in (chain(*pieces), todo))
+    progress.start(n_cells, n_cells - n_todo)
+    broken: dict[int, str] = {}
+    if todo:
+        with ray_session(address) as resources:
             given = (order, [ray.put(cells) for cells in opened], todo)
             for row in through_engines(Reasoner, given, len(todo), order.engine, order.engines, resources):
                 progress.advance(row["n"])

@@ -28,16 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def trained(
-    worker: Callable[[dict[str, Any]], None], training: Any, name: str, given: argparse.Namespace
+    worker: Callable[[dict[str, Any]], None],
+    training: Any,
+    name: str,
+    given: argparse.Namespace,
+    *,
+    on_gpus: bool = False,
 ) -> Iterator[Path]:
-    """Train on the cluster, from the last checkpoint if there is one; yields the folder of the final state."""
+    """Train on the cluster, from the last checkpoint if there is one; yields the folder of the final state.
+
+    With ``on_gpus`` each worker has one where the cluster has any.
+    """
     with ray_session(given.address) as resources:
         trainer = TorchTrainer(
             worker,
             train_loop_config={"given": training},
-            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if on_gpus and resources.gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=given.workers,
+                use_gpu=on_gpus and resources.gpus > 0,
                 resources_per_worker={"CPU": given.threads or max(1, resources.cpus // given.workers)},
             ),
             run_config=RunConfig(

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "write": BASE,
     "encode": BASE | {"models", "tokenize", "labels"},
     "puzzles": BASE | {"ingest", "labels"},
-    "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles"},
+    "reasoner": BASE | {"ingest", "tokenize", "labels", "puzzles"},
+    "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles", "reasoner"},
     "report": BASE | {"labels"},
     "plugins": BASE | {"ingest", "tokenize", "models", "labels", "encode", "train"},
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cellray.errors import InputError
 from cellray.puzzles.answer import written
-from cellray.puzzles.engine import Messages
+from cellray.puzzles.engine import Messages, rendered
 from cellray.puzzles.puzzle import Puzzle
 from cellray.train.puzzle_lm import solution
 
@@ -27,10 +27,11 @@ _ROW = 512  # attention within a row is computed for all pairs of its tokens
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A chat and what is to be said next."""
+    """A chat and what is to be said next, behind the ``opening`` that the prompt ends with, if it has one."""
 
     messages: Messages
     said: str
+    opening: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,9 @@ def dialogue(puzzle: Puzzle, said: str, placement: Any) -> Dialogue:
     return Dialogue(puzzle.messages(placement), text)
 
 
-def prompt_tokens(tokenizer: Any, messages: Messages) -> list[int]:
+def prompt_tokens(tokenizer: Any, messages: Messages, opening: str | None = None) -> list[int]:
     """Return the tokens of a chat that the model is to go on with; the served engine renders it alike."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(rendered(tokenizer, messages, opening), add_special_tokens=False)
 
 
 def examples(tokenizer: Any, dialogues: Sequence[Dialogue], longest: int) -> tuple[list[Example], int]:
@@ -101,7 +101,7 @@ def examples(tokenizer: Any, dialogues: Sequence[Dialogue], longest: int) -> tup
     found = []
     for one in dialogues:
         said = [*tokenizer.encode(one.said, add_special_tokens=False), tokenizer.eos_token_id]
-        prompt = prompt_tokens(tokenizer, one.messages)
+        prompt = prompt_tokens(tokenizer, one.messages, one.opening)
         found.append(Example(np.array(prompt, np.int32), np.array(said, np.int32)))
     kept = [one for one in found if len(one) <= longest]
     if not kept:

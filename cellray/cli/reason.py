@@ -36,6 +36,7 @@ def reason(
     max_length: Annotated[int | None, typer.Option(help="longest prompt and answer; default the model's")] = None,
     truth_key: Annotated[str | None, typer.Option(help="obs column with the true cell types: adds scores")] = None,
     pair_scores: Annotated[str | None, typer.Option(help="CellReasoner's table of graded pairs (CSV), with it")] = None,
+    shard_cells: Annotated[int, typer.Option(help="cells of one unit of work")] = 64,
     engines: Annotated[int, typer.Option(help="engine actors, one a GPU")] = 1,
     seed: Annotated[int, typer.Option()] = 0,
     limit: Annotated[int | None, typer.Option(help="only the first so many cells of each dataset")] = None,
@@ -55,6 +56,9 @@ def reason(
 
     if pair_scores is not None and truth_key is None:
         msg = f"--pair-scores {pair_scores!r} grades labels against true ones; give --truth-key too"
+        raise SettingError(msg)
+    if shard_cells < 1 or engines < 1 or (limit is not None and limit < 1):
+        msg = f"--shard-cells {shard_cells}, --engines {engines}, --limit {limit}: give at least 1"
         raise SettingError(msg)
     check_model(model)
     order = ReasonOrder(
@@ -77,6 +81,7 @@ def reason(
         form=SentenceForm.of(model, form=form, genes=genes, ranked_genes=ranked_genes),
         adapter=None if adapter is None else str(Path(adapter).absolute()),
         engines=engines,
+        shard_cells=shard_cells,
         limit=limit,
     )
     pairs = None if pair_scores is None else read_pairs(pair_scores)

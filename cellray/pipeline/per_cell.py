@@ -45,7 +45,7 @@ class ReasonOrder:
     form: SentenceForm
     adapter: str | None = None
     engines: int = 1
-    chunk: int = 64
+    shard_cells: int = 64
     limit: int | None = None
 
     def key(self) -> str:
@@ -189,8 +189,8 @@ def _open(
 def _pieces(order: ReasonOrder, number: int, cells: NamedCells) -> list[_Piece]:
     plan, key, found = cells.plan, order.key(), []
     n_cells = min(plan.n_cells, order.limit or plan.n_cells)
-    for start in range(0, n_cells, order.chunk):
-        stop = min(start + order.chunk, n_cells)
+    for start in range(0, n_cells, order.shard_cells):
+        stop = min(start + order.shard_cells, n_cells)
         # The layer is told by its found name, for the order may leave the choice to the file.
         name = part_name(plan.content_hash, start, stop, f"{key}{plan.layer}{plan.gene_key}")
         found.append(_Piece(number, start, stop, storage.join(_parts(order, cells), name)))

@@ -1,6 +1,9 @@
 """CRAFT end to end: three stages on a toy, and the model asked about cells in both modes by a real engine."""
 
+import contextlib
+import io
 import json
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -11,13 +14,16 @@ import torch
 import yaml
 from scipy import sparse
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from typer.testing import CliRunner
 
+from cellray.cli import app
 from cellray.errors import InputError
 from cellray.reasoner.form import SentenceForm
 from cellray.reasoner.prompt import INSTRUCTIONS
-from cellray.train.posttraining.craft import CraftConfig, lessons
-from cellray.train.puzzle_tokens import puzzle_tokenizer
+from cellray.train.posttraining.craft import CraftConfig, lessons, read_examples
+from cellray.train.puzzle_tokens import gene_pieces, puzzle_tokenizer
 from jobs import craft
+from tests.killing import killed_worker
 
 TYPES = ["B cell", "NK cell", "T cell", "monocyte"]
 GENES = [f"G{number}" for number in range(16)]
@@ -39,7 +45,7 @@ def write_cells(path, n, seed):
 
 
 def write_reasons(path, n, seed):
-    """Examples with reasons that name two genes of the sentence, chosen without a look at the label."""
+    """Examples with reasons that name the first gene of the sentence."""
     rng = np.random.default_rng(seed)
     rows = []
     for at in range(n):
@@ -49,7 +55,7 @@ def write_reasons(path, n, seed):
             {
                 "instruction": "not read",
                 "input": ", ".join(genes),
-                "output": f"<think> {genes[0]} and {genes[1]} are high.</think>\n{TYPES[kind]}",
+                "output": f"<think> {genes[0]} is high.</think>\n{TYPES[kind]}",
             }
         )
     path.write_text(json.dumps(rows))
@@ -57,9 +63,9 @@ def write_reasons(path, n, seed):
 
 
 def write_model(folder):
-    """Write a language model of a few thousand weights that knows the words of the task."""
+    """Write a small language model; the vectors of its words say which gene goes with which type."""
     phrases = [text.replace("<think>", "") for text in INSTRUCTIONS.values()]
-    tokenizer = puzzle_tokenizer(GENES, TYPES, [*phrases, "</think>\n", "<think> ", " and ", " are high."])
+    tokenizer = puzzle_tokenizer(GENES, TYPES, [*phrases, "</think>\n", "<think> ", " is high."])
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config = Qwen2Config(
@@ -73,6 +79,189 @@ def write_model(folder):
         pad_token_id=tokenizer.pad_token_id,
         **sizes,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for kind, label in enumerate(TYPES):
+            words = [label, *(piece for gene in GENES[4 * kind : 4 * kind + 4] for piece in gene_pieces(gene))]
+            model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(words)] += 0.2 * torch.randn(32)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def settings(folder, **more):
+    return {
+        "name": "toy",
+        "model": str(folder / "base"),
+        "adapter": None,
+        "dtype": "float32",
+        "batch": 8,
+        "accumulate": 1,
+        "max_length": 96,
+        "warm_up": 0,
+        "genes": SENTENCE,
+        "min_genes": 1,
+        "stages": [
+            {"name": "scaffold", "reasoned": [str(folder / "reasons.json")], "learning_rate": 0.01, "epochs": 16},
+            {"name": "infusion", "direct": [str(folder / "cells.h5ad")], "learning_rate": 0.01, "epochs": 6},
+            {
+                "name": "fusion",
+                "reasoned": [str(folder / "reasons.json")],
+                "replay": 0.5,
+                "learning_rate": 0.01,
+                "epochs": 6,
+            },
+        ],
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Model, training cells, reasons, and other cells."""
+    folder = tmp_path_factory.mktemp("craft")
+    write_model(folder / "base")
+    write_cells(folder / "cells.h5ad", 64, 0)
+    write_reasons(folder / "reasons.json", 32, 0)
+    write_cells(folder / "other.h5ad", 40, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(folder):
+    """Arguments of the job."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings(folder)))
+    told = ["--config", folder / "config.yaml", "--out", folder / "out", "--runs", folder / "runs", "--threads", 1]
+    return [*map(str, told), "--json"]
+
+
+@pytest.fixture(scope="module")
+def crafted(job, ray):
+    """The trained model's folder, and what the job told."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert craft.main(job) == 0
+    told = json.loads(out.getvalue())
+    return told["model"], told
+
+
+def ask(crafted, folder, *options):
+    """Run ``cellray reason``; returns its rows and facts."""
+    arguments = ["reason", folder / "other.h5ad", "--model", crafted[0], "--min-genes", 1, "--truth-key", "cell_type"]
+    shown = CliRunner().invoke(app, [*map(str, [*arguments, *options]), "--json"])
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)
+    assert told["failed"] == {}
+    facts = told["datasets"]["other"]
+    return pq.read_table(facts["file"]).to_pylist(), facts
+
+
+def check(rows, facts):
+    assert [row["row"] for row in rows] == list(range(40))
+    assert [(row["status"], row["reject_code"]) for row in (rows[3],)] == [("rejected", "empty_cell")]
+    assert facts["n_cells"] == facts["n_annotated"] + facts["n_abstained"] + facts["n_rejected"] == 40
+    assert facts["n_rejected"] == 1
+    assert facts["score"]["cells"] == 38
+    assert facts["score"]["graded"] >= facts["score"]["exact"] > 0.8
+
+
+@pytest.mark.timeout(600)
+def test_three_stages_and_both_modes(crafted, folder, job, tmp_path, capsys):
+    model, told = crafted
+    assert list(told["stages"]) == ["scaffold", "infusion", "fusion"]
+    assert [stage["examples"] for stage in told["stages"].values()] == [32, 62, 63]
+    assert told["left_out"] == {"empty_cell": 1, "no_label": 1}
+    assert SentenceForm.of(model) == SentenceForm(genes=SENTENCE)
+
+    before = Path(model, "model.safetensors").stat().st_mtime_ns
+    assert craft.main(job) == 0
+    assert json.loads(capsys.readouterr().out) == told
+    assert Path(model, "model.safetensors").stat().st_mtime_ns == before
+
+    reasoning = ["--mode", "reasoning", "--out", tmp_path / "reasons", "--max-tokens", 24, "--shard-cells", 4]
+    with killed_worker(tmp_path / "reasons" / "parts", "*.parquet", "MapWorker") as killed:
+        rows, facts = ask(crafted, folder, *reasoning)
+    assert killed
+    check(rows, facts)
+    asked = [row for row in rows if row["status"] == "annotated"]
+    assert all(row["reasoning"].endswith(" is high.") for row in asked)
+    assert facts["markers"] == len(asked)
+    assert facts["markers_held"] / facts["markers"] > 0.8
+    counts = anndata.read_h5ad(folder / "other.h5ad").to_df()
+    for row in asked:
+        (made,) = row["markers"]
+        assert made["expressed"]
+        assert made["count"] == counts.loc[row["cell_id"], made["gene"]]
+        assert row["support"] == float(made["count"] > 0)
+    assert ask(crafted, folder, "--mode", "reasoning", "--out", tmp_path / "reasons", "--max-tokens", 24) == (
+        rows,
+        facts,
+    )
+
+    rows, facts = ask(crafted, folder, "--out", tmp_path / "direct")
+    check(rows, facts)
+    assert facts["markers"] == 0
+    assert {row["reasoning"] for row in rows if row["status"] == "annotated"} == {""}
+    assert {row["cell_type_ontology_term_id"] for row in rows if row["answer"] == "T cell"} == {"CL:0000084"}
+
+
+def test_examples_of_either_kind(tmp_path, folder):
+    (tmp_path / "some.jsonl").write_text(json.dumps({"input": "A, B", "output": "T cell"}))
+    stages = [
+        {"name": "one", "direct": [str(tmp_path / "some.jsonl")], "learning_rate": 1, "epochs": 1},
+        {"name": "two", "reasoned": [str(folder / "reasons.json")], "replay": 1, "learning_rate": 1, "epochs": 1},
+    ]
+    config = CraftConfig(**settings(folder, stages=stages))
+    first, second = lessons(config, SentenceForm()).stages
+    assert [one.said for one in first] == ["T cell"]
+    assert second[-1] == first[0]
+    assert second[0].opening == "<think> "
+    assert second[0].said.count("</think>\n") == 1
+    assert "<think>" not in second[0].said
+
+
+def test_a_listed_form_and_held_out_cells(folder, tmp_path):
+    (tmp_path / "ranked.txt").write_text("\n".join(["G9", "G1", "G0", "NOT-THERE"]))
+    config = CraftConfig(
+        **settings(folder, ranked_genes=str(tmp_path / "ranked.txt"), hold_out={"fraction": 0.5}, genes=2)
+    )
+    form = config.sentence_form()
+    assert (form.form, form.genes) == ("hvg_rank", 2)
+    found = lessons(config, form)
+    assert 15 < found.left_out["held_out"] < 45
+    for one in found.stages[1]:
+        assert one.messages[1]["content"] in {"G9", "G1", "G0", "G9, G1", "G9, G0", "G1, G0"}
+
+
+@pytest.mark.parametrize(
+    ("output", "mode", "says"),
+    [
+        ("no reasons here", "reasoning", "record 0 has no reasons before </think>"),
+        ("<think>why</think>T cell", "direct", "record 0 holds </think>"),
+        ("<think>why</think>", "reasoning", "record 0 needs input"),
+        (7, "direct", "record 0 needs input"),
+    ],
+)
+def test_examples_of_the_wrong_kind(tmp_path, output, mode, says):
+    (tmp_path / "x.json").write_text(json.dumps([{"input": "A", "output": output}]))
+    with pytest.raises(InputError, match=says):
+        read_examples(str(tmp_path / "x.json"), mode)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"epoch": 3}, "epoch: Extra inputs"),
+        ({"form": "hvg_rank"}, "hvg_rank needs a list"),
+        ({"model": "nowhere"}, "no config.json"),
+        ({"label_key": "type"}, "obs has no 'type'"),
+        ({"stages": [{"name": "one", "learning_rate": 1, "epochs": 1}]}, "nothing to learn"),
+        ({"stages": [{"name": "one", "direct": ["a.json"], "replay": 1, "learning_rate": 1, "epochs": 1}]}, "replay"),
+        ({"stages": [{"name": "one", "reasoned": ["no.json"], "learning_rate": 1, "epochs": 1}]}, "no.json"),
+    ],
+)
+def test_a_users_mistake_is_one_line(folder, tmp_path, capsys, change, says):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(folder, **change)))
+    assert craft.main(["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1

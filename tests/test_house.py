@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "encode": BASE | {"models", "tokenize", "labels"},
     "puzzles": BASE | {"ingest", "labels"},
     "reasoner": BASE | {"ingest", "tokenize", "labels", "puzzles"},
-    "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles", "reasoner"},
+    "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles", "reasoner", "refine"},
     "report": BASE | {"labels"},
     "plugins": BASE | {"ingest", "tokenize", "models", "labels", "encode", "train"},
 }

@@ -26,20 +26,17 @@ from pydantic import Field, model_validator
 
 from cellray import storage
 from cellray.errors import InputError, boundary
-from cellray.ingest import check_beside, find_sources, needs_staging, read_obs_text
+from cellray.ingest import find_sources
 from cellray.labels.spoken import LONGEST
-from cellray.puzzles.puzzle import clean
-from cellray.reasoner.cells import NamedCells
-from cellray.reasoner.form import SentenceForm
+from cellray.reasoner.form import GENES, SentenceForm
 from cellray.reasoner.prompt import OPENINGS, THINK, THOUGHT, Mode, messages
 from cellray.tokenize.sentence import Form
 from cellray.train.config import FromFile, HoldOut, Strict
-from cellray.train.corpus import held_out
+from cellray.train.posttraining.cells import LabelledCells, LabelledReading, rank_genes
 from cellray.train.posttraining.config import Adapter, SFTConfig
 from cellray.train.posttraining.examples import Dialogue
 
 _FILES = (".json", ".jsonl", ".parquet")
-_SHARD = 4096
 _NAME = r"^[A-Za-z0-9._-]{1,64}$"
 
 
@@ -79,6 +76,9 @@ class CraftConfig(FromFile):
     form: Form | None = None
     genes: Annotated[int | None, Field(ge=1, description="of a sentence, at most; None: the model's, or 1,000")] = None
     ranked_genes: Annotated[str | None, Field(description="file of the ranked list, for hvg_rank")] = None
+    ranked_from_cells: Annotated[int | None, Field(ge=1, description="or genes of a list made of training cells")] = (
+        None
+    )
     label_key: str = "cell_type"
     layer: str | None = None
     gene_key: str | None = None
@@ -89,14 +89,21 @@ class CraftConfig(FromFile):
     @model_validator(mode="after")
     def _stages(self) -> Self:
         twice = [name for name, n in Counter(stage.name for stage in self.stages).items() if n > 1]
+        if self.ranked_from_cells is not None and (self.ranked_genes is not None or self.form == "expr_rank"):
+            msg = "ranked_from_cells makes the list of hvg_rank; leave ranked_genes and form expr_rank away"
+            raise ValueError(msg)
         if twice or self.stages[0].replay:
             msg = f"stage {twice[0]!r} is there twice" if twice else "the first stage has nothing to replay"
             raise ValueError(msg)
         return self
 
     def sentence_form(self) -> SentenceForm:
-        """Return how cells are put into sentences."""
-        return SentenceForm.of(self.model, form=self.form, genes=self.genes, ranked_genes=self.ranked_genes)
+        """Return how cells are put into sentences; reads the training cells if the list is to be made of them."""
+        if self.ranked_from_cells is None:
+            return SentenceForm.of(self.model, form=self.form, genes=self.genes, ranked_genes=self.ranked_genes)
+        uris = [uri for stage in self.stages for uri in stage.direct if not uri.endswith(_FILES)]
+        ranked = rank_genes(_datasets(uris, self), self.ranked_from_cells)
+        return SentenceForm(form="hvg_rank", genes=self.genes or GENES, ranked=ranked)
 
     def sft(self, stage: Stage, model: str) -> SFTConfig:
         """Return the settings of fine-tuning ``model`` in ``stage``."""
@@ -191,38 +198,14 @@ def _example(uri: str, number: int, row: Any, mode: Mode) -> Dialogue:
 def _direct(uri: str, config: CraftConfig, form: SentenceForm, left_out: Counter[str]) -> list[Dialogue]:
     if uri.endswith(_FILES):
         return read_examples(uri, "direct")
-    found: list[Dialogue] = []
-    for source in find_sources([uri]):
-        rule = config.hold_out
-        check_beside(source, dict.fromkeys(filter(None, (config.label_key, rule.key)), "obs"))
-        cells = NamedCells.of(source, form, layer=config.layer, gene_key=config.gene_key)
-        if needs_staging(cells.plan):
-            msg = f"{source.uri}: {cells.plan.layout} is not stored by cell; write it as h5ad with csr counts"
-            raise InputError(msg)
-        labels = [clean(label) for label in read_obs_text(source, config.label_key)]
-        groups = None if rule.key is None else read_obs_text(source, rule.key).tolist()
-        for start in range(0, cells.plan.n_cells, _SHARD):
-            stop = min(start + _SHARD, cells.plan.n_cells)
-            shard, sentences = cells.read(start, stop, config.min_genes)
-            held = held_out(rule, shard.cell_ids, None if groups is None else groups[start:stop])
-            found += _taught(labels[start:stop], sentences, shard.reject_codes, held.tolist(), left_out)
-    return found
-
-
-def _taught(
-    labels: Sequence[str],
-    sentences: Sequence[str],
-    rejects: Sequence[str | None],
-    held: Sequence[bool],
-    left_out: Counter[str],
-) -> list[Dialogue]:
     found = []
-    for label, sentence, reject, kept_back in zip(labels, sentences, rejects, held, strict=True):
-        code = reject or (
-            "no_label" if not label else "no_known_gene" if not sentence else "held_out" if kept_back else ""
-        )
-        if code:
-            left_out[code] += 1
-        else:
-            found.append(lesson(sentence, label))
+    for dataset in _datasets([uri], config):
+        for shard in dataset.shards(form):
+            found += [lesson(*one) for one in zip(shard.sentences, shard.labels, strict=True)]
+        left_out.update(dataset.left_out)
     return found
+
+
+def _datasets(uris: Sequence[str], config: CraftConfig) -> list[LabelledCells]:
+    reading = LabelledReading(config.label_key, config.layer, config.gene_key, config.min_genes, config.hold_out)
+    return [LabelledCells(source, reading) for source in find_sources(uris)]

@@ -1,4 +1,4 @@
-"""Killing a Ray worker once its first checkpoint, or another file, is there."""
+"""Killing a Ray Train worker once its first checkpoint is there."""
 
 import os
 import signal
@@ -12,15 +12,15 @@ import psutil
 
 
 @contextmanager
-def killed_worker(runs: Path, file: str = "training.safetensors", name: str = "RayTrainWorker") -> Iterator[list[int]]:
-    """While inside, kill the workers called ``name`` once, after a ``file`` under ``runs``; yields the pids killed."""
+def killed_worker(runs: Path) -> Iterator[list[int]]:
+    """While inside, kill the workers once, after a checkpoint under ``runs``; yields the pids that were killed."""
     done, killed = threading.Event(), []
 
     def kill() -> None:
         while not done.is_set() and not killed:
-            if list(runs.rglob(file)):
+            if list(runs.rglob("training.safetensors")):
                 for one in psutil.Process().children(recursive=True):
-                    if name in one.name():
+                    if "RayTrainWorker" in one.name():
                         os.kill(one.pid, signal.SIGKILL)
                         killed.append(one.pid)
             time.sleep(0.02)

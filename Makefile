@@ -9,14 +9,21 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Ray would otherwise rebuild the environment in every worker when it is started by uv.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: install demo test lint
+.PHONY: install demo test test-cluster test-alone lint
 install: $(VENV)/.core
 
 demo: $(VENV)/.core
 	$(BIN)/python -m jobs.demo --out out/demo
 
-test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -q
+# Two processes side by side: what needs Ray, and the rest, each on the threads that the other leaves.
+test: $(VENV)/.test
+	$(MAKE) --jobs=2 --output-sync=target test-cluster lint test-alone
+
+test-cluster: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m cluster
+
+test-alone: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not cluster"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

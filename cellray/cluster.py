@@ -2,22 +2,25 @@
 
 Contract: inside ``ray_session`` Ray is up; at its end a Ray that we started is gone and one that we joined is left
 alone. SIGTERM raises ``Terminated`` in the main thread, so that what is half-done is dropped and the exit is
-resumable. Nothing is retried.
+resumable; within ``draining`` what is in hand is ended first. Nothing is retried.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from cellray.errors import CellRayError, Terminated, one_line
 from cellray.settings import Environment
+
+DRAIN_S: Final = 45.0
+"""How long what is in hand may take to end after SIGTERM; the kill that follows comes after 60 s where it is ours."""
 
 _FEWEST_CPUS = 2  # an encoder and a reader must fit side by side
 
@@ -99,12 +102,53 @@ def _terminable() -> Iterator[None]:
         yield
         return
 
-    def stop(_signal: int, _frame: FrameType | None) -> NoReturn:
-        msg = "stopped by SIGTERM; run the same command again to go on"
-        raise Terminated(msg)
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def draining(stop: Callable[[], None], limit_s: float = DRAIN_S) -> Iterator[threading.Event]:
+    """At SIGTERM let what is in hand end; ``Terminated`` is raised after that, and in the main thread alone.
+
+    Parameters
+    ----------
+    stop
+        Called once, in a thread of its own, at the first SIGTERM: says that nothing new is begun.
+    limit_s
+        After so long, or at a second SIGTERM, ``Terminated`` is raised wherever the work is.
+
+    Yields
+    ------
+    threading.Event
+        Set from the first SIGTERM on.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            _stop(number, frame)
+        asked.set()
+        again.start()
+        threading.Thread(target=stop, name="cellray-drain", daemon=True).start()
+
+    again = threading.Timer(limit_s, os.kill, (os.getpid(), signal.SIGTERM))
+    again.daemon = True
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked
+    finally:
+        again.cancel()
+        signal.signal(signal.SIGTERM, before)
+    if asked.is_set():
+        _stop(signal.SIGTERM, None)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    msg = "stopped by SIGTERM; run the same command again to go on"
+    raise Terminated(msg)

@@ -7,6 +7,7 @@ value and the way out. Anything else is a bug and keeps its stack trace.
 
     CellRayError               exit code 1
     ├── RequestError           a request to a served app; it has an HTTP status
+    ├── AtlasError             a dataset's versions in an atlas; the others go on
     ├── PuzzleError            one puzzle cannot be asked; it has a code and the others go on
     ├── SettingError           exit code 2: an option, label file, model or output folder is wrong; the run never starts
     │   ├── InputError         an input path that does not exist or is of no known kind
@@ -79,6 +80,10 @@ class PuzzleError(CellRayError):
 
     def __reduce__(self) -> tuple[type["PuzzleError"], tuple[str, str]]:
         return type(self), (self.code, str(self))
+
+
+class AtlasError(CellRayError):
+    """Versions of one dataset in an atlas cannot be used as they are."""
 
 
 class RequestError(CellRayError):

@@ -29,6 +29,10 @@ MARGIN: Final = "margin"
 SOURCE: Final = "source"
 STATUS: Final = "status"
 ENCODER_CELL_TYPE: Final = "encoder_cell_type"
+FROM: Final = "from"
+TO: Final = "to"
+SCORE_BEFORE: Final = "score_before"
+SCORE_AFTER: Final = "score_after"
 GROUP: Final = "group"
 DONOR: Final = "donor"
 CELLS: Final = "cells"
@@ -78,6 +82,7 @@ PARTS_DIR: Final = "parts"
 MANIFEST_FILE: Final = "manifest.json"
 SUCCESS_FILE: Final = "_SUCCESS"
 ERROR_FILE: Final = "error.json"
+STOP_FILE: Final = "_stop"
 
 DATASET_ID_PATTERN: Final = r"[A-Za-z0-9._-]{1,128}"
 
@@ -150,6 +155,19 @@ def annotations() -> pa.Schema:
             (STATUS, pa.string()),
             (REJECT_CODE, pa.string()),
             (ENCODER_CELL_TYPE, pa.string()),
+        ]
+    )
+
+
+def changes() -> pa.Schema:
+    """Cells whose label differs between two versions of a dataset, by name."""
+    return pa.schema(
+        [
+            (CELL_ID, pa.string()),
+            (FROM, pa.string()),
+            (TO, pa.string()),
+            (SCORE_BEFORE, pa.float32()),
+            (SCORE_AFTER, pa.float32()),
         ]
     )
 

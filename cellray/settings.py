@@ -45,6 +45,7 @@ class Environment(BaseSettings):
     object_store_bytes: int = Field(default=1 << 30, ge=80 << 20, description="size of a local Ray object store")
     registry: str = Field(default="plugins", description="plugin registry that the jobs and verbs use, path or s3://")
     api_key: SecretStr | None = Field(default=None, description="what clients of the served apps must show")
+    config: str = Field(default="/etc/cellray/cellray.yaml", description="settings file of jobs.annotate")
     ray_temp_dir: str | None = Field(default=None, description="where a local Ray keeps its session files")
 
 

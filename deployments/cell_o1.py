@@ -38,7 +38,7 @@ from cellray.puzzles.engine import Engine, EngineDeadError, EngineSettings, chec
 from cellray.puzzles.puzzle import Puzzle
 from cellray.puzzles.requests import answered, parse_puzzle
 from cellray.puzzles.solve import SolveSettings, solve
-from deployments.http import Autoscaling, admit, api_key, read_body, told
+from deployments.http import Autoscaling, admit, api_key, read_body, route, told
 
 ADAPTERS_PER_REPLICA = 8
 _TRIES = 3
@@ -225,7 +225,7 @@ class Gateway:
     async def __call__(self, http: HttpRequest) -> Response:
         """Answer."""
         started = asyncio.get_running_loop().time()
-        path, model = http.url.path.rstrip("/"), "none"
+        (_, path), model = route(http), "none"
         try:
             response, model = await self._answer(http, path)
         except RequestError as error:

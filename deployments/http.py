@@ -27,6 +27,7 @@ class Autoscaling(BaseModel):
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 4
     upscale_delay_s: Annotated[float, Field(ge=0)] = 10
     downscale_delay_s: Annotated[float, Field(ge=0)] = 120
+    look_back_period_s: Annotated[float, Field(gt=0)] = 30
 
 
 def api_key() -> str | None:
@@ -44,6 +45,12 @@ def admit(http: Request, key: str | None) -> None:
     given = http.headers.get("authorization", "").removeprefix("Bearer ")
     if not hmac.compare_digest(given.encode(), key.encode()):
         raise RequestError(401, "show the API key as `Authorization: Bearer KEY`")
+
+
+def route(http: Request) -> tuple[str, str]:
+    """Return method and path, without the prefix that the app is mounted at and without a slash at the end."""
+    prefix = str(http.scope.get("root_path", "")).rstrip("/")
+    return http.method, http.url.path.removeprefix(prefix).rstrip("/")
 
 
 async def read_body(http: Request, most: int) -> bytes:

@@ -37,7 +37,7 @@ from cellray.plugins.router import PluginEncoder, no_plugin, scgpt_base
 from cellray.plugins.serving import Labelled, Loaded, TokenCells, label_cells
 from cellray.settings import Environment
 from cellray.tokenize.shards import token_table
-from deployments.http import LOG, Autoscaling, admit, api_key, read_body, told
+from deployments.http import LOG, Autoscaling, admit, api_key, read_body, route, told
 
 PLUGINS_PER_REPLICA = 8
 _BATCH_REQUESTS = 32
@@ -152,7 +152,7 @@ class Gateway:
         return response
 
     async def _answer(self, http: HttpRequest) -> Response:
-        where = (http.method, http.url.path.rstrip("/"))
+        where = route(http)
         if where == ("GET", "/healthz"):
             return JSONResponse({"status": "ok"})
         if where == ("GET", "/readyz"):

@@ -21,12 +21,12 @@ hypothesis.settings.load_profile("cellray")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all that needs Ray in one of the two processes, so that there is one Ray; the other takes the rest."""
+    """Mark what needs Ray: `make test` runs that in one process, with one Ray, and all else beside it."""
     for item in items:
-        needs_ray = "ray" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.parent.name))
+        if "ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
 
 
 @pytest.fixture(scope="session")

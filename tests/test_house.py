@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "settings": {"errors", "schema"},
     "manifest": {"schema", "storage"},
     "lock": {"schema", "storage", "errors"},
+    "pointer": {"storage", "errors"},
     "cluster": {"errors", "settings"},
     "ingest": BASE,
     "tokenize": BASE,
@@ -30,7 +31,9 @@ MAY_IMPORT = {
     "reasoner": BASE | {"ingest", "tokenize", "labels", "puzzles"},
     "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles", "reasoner", "refine"},
     "report": BASE | {"labels"},
-    "plugins": BASE | {"ingest", "tokenize", "models", "labels", "encode", "train"},
+    "plugins": BASE | {"pointer", "ingest", "tokenize", "models", "labels", "encode", "train"},
+    # Above the pipeline: it says what is annotated, and the pipeline does it.
+    "catalog": BASE | {"pointer", "lock", "ingest", "labels", "models", "plugins", "puzzles", "cluster", "pipeline"},
 }
 MAY_USE_RAY = {"pipeline", "cluster", "train"}
 

@@ -23,38 +23,17 @@ from safetensors.torch import save as serialise
 
 from cellray import schema, storage
 from cellray.errors import ModelError, one_line
+from cellray.models.folders import BUNDLED, digest, files, locate
 from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.models.scgpt_folder import ScGPTCheckpoint
-from cellray.models.state import digest
+
+__all__ = ["BUNDLED", "Checkpoint", "load", "load_langcell", "locate", "save"]
 
 Checkpoint = LangCellCheckpoint | ScGPTCheckpoint
-
-BUNDLED = {"mini": Path(__file__).parent / "mini", "mini-scgpt": Path(__file__).parent / "mini_scgpt"}
 
 _KINDS: dict[str, type[LangCellCheckpoint] | type[ScGPTCheckpoint]] = {
     kind.FORMAT: kind for kind in (LangCellCheckpoint, ScGPTCheckpoint)
 }
-
-
-def locate(model: str) -> str:
-    """Return the folder of ``model``: a bundled name, a local path or an ``s3://`` URI; else a ``ModelError``."""
-    if model in BUNDLED:
-        return str(BUNDLED[model])
-    try:
-        found = storage.exists(storage.join(model, "config.json"))
-        official = not found and any(
-            storage.exists(storage.join(model, name)) for name in ("cell_proj.bin", "args.json")
-        )
-    except (OSError, ValueError) as error:
-        msg = f"model {model!r}: {one_line(error)}"
-        raise ModelError(msg) from error
-    if official:
-        msg = f"model {model!r} is an official checkpoint; convert it once with `cellray convert-model`"
-        raise ModelError(msg)
-    if not found:
-        msg = f"model {model!r}: no config.json there; give one of {sorted(BUNDLED)} or a folder made by convert-model"
-        raise ModelError(msg)
-    return model
 
 
 def load(model: str) -> Checkpoint:
@@ -95,13 +74,10 @@ def save(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float3
 
 def _read(folder: Path) -> Checkpoint:
     raw = json.loads((folder / "config.json").read_text())
-    kind = _KINDS.get(str(raw.get("format")))
-    if kind is None:
-        msg = f"config.json says format {raw.get('format')!r}, which is none of {sorted(_KINDS)}"
-        raise ValueError(msg)
-    files = ("config.json", "model.safetensors", *kind.TABLES, "labels.json")
-    for name in files:
+    names = files(raw)
+    for name in names:
         if not (folder / name).is_file():
             msg = f"{name} is missing; convert or download the model again"
             raise ValueError(msg)
-    return kind.read(folder, raw, json.loads((folder / "labels.json").read_text()), digest(folder, files))
+    labels = json.loads((folder / "labels.json").read_text())
+    return _KINDS[str(raw["format"])].read(folder, raw, labels, digest(str(folder), names))

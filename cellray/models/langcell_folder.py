@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from cellray import schema
+from cellray.models import folders
 from cellray.models.bert import BertConfig
 from cellray.models.langcell import LangCell, LangCellConfig
 from cellray.models.state import State, check_state, loaded, read_table
@@ -36,9 +37,8 @@ class LangCellCheckpoint:
     tokenizer: Tokenizer
     labels: list[dict[str, str]]
 
-    FORMAT: ClassVar[str] = "cellray-langcell"
+    FORMAT: ClassVar[str] = folders.LANGCELL
     EMBEDDING_KEY: ClassVar[str] = schema.OBSM_LANGCELL
-    TABLES: ClassVar[tuple[str, ...]] = ("genes.parquet", "symbols.parquet", "tokenizer.json")
 
     @classmethod
     def read(cls, folder: Path, raw: dict[str, Any], labels: list[dict[str, str]], digest: str) -> Self:

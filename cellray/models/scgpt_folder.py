@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from cellray import schema
+from cellray.models import folders
 from cellray.models.scgpt import GENE_CHOICES, NORMALISATIONS, TIES, ScGPT, ScGPTConfig
 from cellray.models.state import State, check_state, loaded, read_table
 
@@ -32,9 +33,8 @@ class ScGPTCheckpoint:
     genes: pa.Table
     labels: list[dict[str, str]]
 
-    FORMAT: ClassVar[str] = "cellray-scgpt"
+    FORMAT: ClassVar[str] = folders.SCGPT
     EMBEDDING_KEY: ClassVar[str] = schema.OBSM_SCGPT
-    TABLES: ClassVar[tuple[str, ...]] = ("genes.parquet",)
 
     @classmethod
     def read(cls, folder: Path, raw: dict[str, Any], labels: list[dict[str, str]], digest: str) -> Self:

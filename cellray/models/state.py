@@ -1,10 +1,9 @@
-"""What model folders of every kind share: checked tensors, and a digest that names the content.
+"""What model folders of every kind share: checked tensors.
 
 Contract: tensors fit the model exactly and hold numbers only, or it is a ``ValueError`` that names the tensor.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,12 +61,3 @@ def read_table(path: Path, expected: pa.Schema) -> pa.Table:
         msg = f"{path.name} has columns {table.schema.names}, this kind of model needs {expected.names}"
         raise ValueError(msg)
     return table.cast(expected)
-
-
-def digest(folder: Path, files: Sequence[str]) -> str:
-    """Return the SHA-256 over the names and contents of ``files``."""
-    found = hashlib.sha256()
-    for name in files:
-        with (folder / name).open("rb") as file:
-            found.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return found.hexdigest()

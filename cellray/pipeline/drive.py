@@ -2,9 +2,11 @@
 
 Contract: yields one outcome a dataset, a manifest or the error that stopped it. It keeps counters, never cells. Where a
 language model reasons, it is asked once, for all datasets, when the encoders have given their places free; what it does
-not answer fails nothing.
+not answer fails nothing. At SIGTERM shards and datasets in hand are ended and no more are begun; then ``Terminated`` is
+raised.
 """
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,24 +15,26 @@ from typing import Any, cast
 import ray
 
 from cellray import schema, storage
-from cellray.cluster import Resources
+from cellray.cluster import Resources, draining
 from cellray.errors import CellRayError, DatasetError, EncodeError, ReadError, RefineError, WriteError, one_line
 from cellray.ingest import DatasetPlan, needs_staging, stage
 from cellray.manifest import Manifest, ShardRecord
 from cellray.pipeline.finish import Finishing, Labelled, finish, finish_embedding, label, publish
+from cellray.pipeline.meters import Meters
 from cellray.pipeline.order import WorkOrder
 from cellray.pipeline.progress import Progress
 from cellray.pipeline.solving import SolveOrder, solve_puzzles
-from cellray.pipeline.stream import Pool, Receipt, Unit, stream
+from cellray.pipeline.stream import STOPPED, Pool, Receipt, Unit, stream
 from cellray.puzzles.engine import EngineSettings
 from cellray.puzzles.puzzle import Puzzle
-from cellray.puzzles.remote import is_url
+from cellray.puzzles.reasoner import is_url
 from cellray.puzzles.solve import SolveSettings
 from cellray.write import part_name
 
 Outcome = tuple[str, Manifest | CellRayError]
 
 _PUBLISH_BYTES = 1 << 30  # libraries and one part
+_ROLLOUTS = 3  # so that support weighs one window against another
 
 _STAGE_ERRORS: dict[str, type[DatasetError]] = {
     error_class.__name__: error_class for error_class in (ReadError, EncodeError, WriteError)
@@ -54,6 +58,8 @@ class Drive:
         self.order, self.progress = order, progress
         self.pool = Pool.of(resources, order.encoders)
         self.cells_per_s: float | None = None
+        self._stop = storage.join(order.out, schema.STOP_FILE)
+        self._meters = Meters()
         self._finishing: dict[ray.ObjectRef, str] = {}
         self._labelled: dict[ray.ObjectRef, ray.ObjectRef] = {}
         self._inquiries: list[tuple[str, list[Puzzle], ray.ObjectRef]] = []
@@ -61,6 +67,16 @@ class Drive:
 
     def run(self, plans: list[DatasetPlan]) -> Iterator[Outcome]:
         """Yield the outcome of every dataset, in the order in which they end."""
+        storage.remove(self._stop)
+        try:
+            with draining(lambda: storage.put(self._stop, b"")) as asked:
+                for outcome in self._outcomes(plans, asked):
+                    self._meters.ended(outcome[1])
+                    yield outcome
+        finally:
+            storage.remove(self._stop)
+
+    def _outcomes(self, plans: list[DatasetPlan], asked: threading.Event) -> Iterator[Outcome]:
         ready, failed = self._stage(plans)
         yield from failed
         shards = [{shard.name: shard for shard in self._shards(plan)} for plan in ready]
@@ -84,24 +100,27 @@ class Drive:
             if not waiting[number]:
                 yield from self._finish(plan, shards[number], seconds[number])
         started = time.monotonic()
-        for receipt in stream(units, ready, self.order.scoring, self.pool):
+        for receipt in stream(units, ready, self.order.scoring, self.pool, self._stop):
+            if receipt.error_code == STOPPED:
+                continue
             number, plan = receipt.dataset, ready[receipt.dataset]
             if receipt.error_code and number not in self._failed:
                 self._failed.add(number)
                 yield plan.source.dataset_id, _error(receipt)
             self.progress.advance(receipt.stop - receipt.start)
+            self._meters.scored(receipt.stop - receipt.start)
             self.cells_per_s = n_todo / (time.monotonic() - started)
             name = receipt.uri.rsplit("/", 1)[-1]
             for stage_name, spent in receipt.seconds.items():
                 seconds[number][stage_name] += spent
             shards[number][name].sha256 = receipt.sha256
             waiting[number].discard(name)
-            if not waiting[number] and number not in self._failed:
+            if not waiting[number] and number not in self._failed and not asked.is_set():
                 yield from self._finish(plan, shards[number], seconds[number])
             yield from self._collect(timeout_s=0)
         while self._finishing:
             yield from self._collect(timeout_s=1)
-        if self._inquiries:
+        if self._inquiries and not asked.is_set():
             self._publish(self._answers())
         while self._finishing:
             yield from self._collect(timeout_s=1)
@@ -178,7 +197,7 @@ class Drive:
             out=storage.join(self.order.out, schema.REASON_DIR),
             engine=None if is_url(model) else EngineSettings(model=model),
             url=model if is_url(model) else None,
-            solving=SolveSettings(seed=self.order.refining.reason_seed),
+            solving=SolveSettings(rollouts=_ROLLOUTS, seed=self.order.refining.reason_seed),
         )
         self.progress.say(f"asking {model} about {len(puzzles):,} puzzles")
         try:

@@ -30,8 +30,8 @@ from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.pipeline.order import Scoring, WorkOrder
 from cellray.pipeline.progress import Progress, Silent
 from cellray.plugins.router import Chosen, scgpt_base, union_labels
-from cellray.puzzles.engine import BUNDLED, check_model, check_vllm, locate
-from cellray.puzzles.remote import check_url, is_url
+from cellray.puzzles.engine import BUNDLED
+from cellray.puzzles.reasoner import identify, is_url
 from cellray.settings import AnnotateSettings
 
 _VERSIONED = ("anndata", "numpy", "pyarrow", "ray", "scanpy", "scipy", "torch")
@@ -143,14 +143,10 @@ def _reasoner(settings: AnnotateSettings) -> tuple[AnnotateSettings, str]:
     """Check who reasons; returns settings that mean the same anywhere, and the digest of the model or its address."""
     if settings.reason is None:
         return settings, ""
-    if is_url(settings.reason):
-        check_url(settings.reason)
-        return settings, settings.reason
-    check_model(settings.reason)
-    check_vllm()
-    if settings.reason not in BUNDLED:
+    digest = identify(settings.reason)
+    if not is_url(settings.reason) and settings.reason not in BUNDLED:
         settings = settings.model_copy(update={"reason": storage.absolute(settings.reason)})
-    return settings, storage.content_hash(locate(str(settings.reason)))
+    return settings, digest
 
 
 def _check_length(settings: AnnotateSettings, checkpoint: Checkpoint) -> None:

@@ -2,8 +2,8 @@
 
 Contract: one row of the plan is one shard, hence one block and one output file, from descriptor to receipt. A shard's
 cells travel as one binary value, so that Ray Data can neither split nor merge them. A dataset that cannot be read or
-encoded comes out as a receipt with an error; it never stops the plan. Nothing is collected in the driver but
-receipts.
+encoded comes out as a receipt with an error; it never stops the plan. Once the file ``stop`` is there nothing new is
+read or encoded, and what was not begun comes out as ``STOPPED``. Nothing is collected in the driver but receipts.
 
 Verified against Ray 2.60: ``from_items`` with as many blocks as items keeps one row a block through
 ``map_batches(batch_size=1)``; an actor pool needs ``size`` and not a range (autoscaling pools stay at one actor);
@@ -20,12 +20,16 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from cellray import storage
 from cellray.cluster import Resources
 from cellray.errors import CellRayError, EncodeError, ReadError, SettingError, WriteError, boundary, one_line
 from cellray.ingest import DatasetPlan, read_shard
 from cellray.pipeline.order import Scoring
 from cellray.tokenize.shards import token_table
 from cellray.tokenize.tokenizers import Tokenizer
+
+STOPPED = "Stopped"
+"""Error code of a shard that was not done because the run was asked to stop."""
 
 _READ_CPUS = 0.5
 _WRITE_CPUS = 0.25
@@ -89,7 +93,9 @@ class Pool:
         return 1.0 if self.gpus else 0.5 * self.threads
 
 
-def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring, pool: Pool) -> Iterator[Receipt]:
+def stream(
+    units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring, pool: Pool, stop: str
+) -> Iterator[Receipt]:
     """Yield a receipt for each unit, in the order in which they finish."""
     if not units:
         return
@@ -107,6 +113,7 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
                 "plans": [ray.put(plan) for plan in plans],
                 "tokenizer": ray.put(scoring.tokenizer),
                 "min_genes": scoring.min_genes,
+                "stop": stop,
             },
         )
         .map_batches(
@@ -116,7 +123,7 @@ def stream(units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
             compute=ActorPoolStrategy(size=pool.size),
-            fn_constructor_args=(scoring, pool.threads),
+            fn_constructor_args=(scoring, pool.threads, stop),
         )
         .map_batches(
             _write,  # type: ignore[arg-type]
@@ -136,19 +143,19 @@ def token_shard(plan: DatasetPlan, start: int, stop: int, *, tokenizer: Tokenize
     return token_table(shard, tokenizer, plan.slots)
 
 
-def _read(batch: pa.Table, *, plans: list[Any], tokenizer: Any, min_genes: int) -> pa.Table:
+def _read(batch: pa.Table, *, plans: list[Any], tokenizer: Any, min_genes: int, stop: str) -> pa.Table:
     def work(unit: dict[str, Any]) -> pa.Table:
         plan: DatasetPlan = ray.get(plans[unit["dataset"]])
         known: Tokenizer = ray.get(tokenizer)
         return token_shard(plan, unit["start"], unit["stop"], tokenizer=known, min_genes=min_genes)
 
-    return _stage(batch, "read_s", ReadError, work)
+    return _stage(batch, "read_s", ReadError, work, stop)
 
 
 class Encoder:
     """The actor: an encoder that lives as long as the pool."""
 
-    def __init__(self, scoring: Scoring, threads: int) -> None:
+    def __init__(self, scoring: Scoring, threads: int, stop: str) -> None:
         import torch
 
         from cellray import encode
@@ -156,6 +163,7 @@ class Encoder:
         from cellray.plugins.router import open_plugins
 
         torch.set_num_threads(threads)
+        self._stop = stop
         checkpoint = checkpoints.load(scoring.model)
         dtype = None if scoring.precision == "auto" else getattr(torch, scoring.precision)
         if scoring.plugins is not None:
@@ -176,7 +184,9 @@ class Encoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score the batch's one shard."""
-        return _stage(batch, "encode_s", EncodeError, lambda unit: self.encoder.score(_unpack(unit["cells"])))
+        return _stage(
+            batch, "encode_s", EncodeError, lambda unit: self.encoder.score(_unpack(unit["cells"])), self._stop
+        )
 
 
 def _write(batch: pa.Table, *, labels: Sequence[str]) -> pa.Table:
@@ -190,7 +200,11 @@ def _write(batch: pa.Table, *, labels: Sequence[str]) -> pa.Table:
 
 
 def _stage(
-    batch: pa.Table, clock: str, error_class: type[CellRayError], work: Callable[[dict[str, Any]], Any]
+    batch: pa.Table,
+    clock: str,
+    error_class: type[CellRayError],
+    work: Callable[[dict[str, Any]], Any],
+    stop: str | None = None,
 ) -> pa.Table:
     """Apply ``work`` to the one unit of ``batch``: its table becomes the unit's cells, its text the file's hash."""
     defaults = {
@@ -207,6 +221,9 @@ def _stage(
     if not unit["error_code"]:
         try:
             with boundary(error_class, f"rows {unit['start']}-{unit['stop']}"):
+                if stop is not None and storage.exists(stop):
+                    unit |= {"error_code": STOPPED, "cells": None}
+                    return pa.Table.from_pylist([unit], schema=_UNIT)
                 result = work(unit)
             if isinstance(result, str):
                 unit["sha256"] = result

@@ -6,23 +6,20 @@
     REGISTRY/<tissue>/promoted/00000001.json ...     every change of the pointer; the highest number counts
 
 Contract: a version is named by the SHA-256 of its manifest, which holds the SHA-256 and size of every file, so what is
-read is what was written or an error. A version without a manifest is not there. The pointer moves by creating the next
-number if nobody else has: writers at once never lose a change, and its history is complete. It does not train and does
-not judge.
+read is what was written or an error. A version without a manifest is not there. How the pointer moves is told in
+``cellray.pointer``. It does not train and does not judge.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 from cellray import schema, storage
 from cellray.errors import PluginError, TissueError, boundary
 from cellray.plugins.version import FILES, PluginCheckpoint
+from cellray.pointer import Change, Pointer
 
 TISSUES: Final = "tissues"
 """Name that the tissue-assignment plugin is kept under."""
@@ -33,18 +30,6 @@ _VERSIONS, _PROMOTED, _MANIFEST = "versions", "promoted", "manifest.json"
 _MANIFEST_BYTES = 1 << 16
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TISSUE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-_TRIES = 20
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of the pointer: ``promote`` or ``rollback`` to ``digest``, when, and why."""
-
-    number: int
-    action: str
-    digest: str
-    at: str
-    reason: str
 
 
 def tissue_name(text: str) -> str:
@@ -134,20 +119,11 @@ class Registry:
 
     def promoted(self, tissue: str) -> str | None:
         """Return the digest of the promoted version, None if there is none."""
-        folder = storage.join(self._folder(tissue), _PROMOTED)
-        with self._at(tissue):
-            names = [name for name in storage.list_files(folder) if name.endswith(".json")]
-            return str(storage.read_json(storage.join(folder, names[-1]))["digest"]) if names else None
+        return self._pointer(tissue).now()
 
     def history(self, tissue: str) -> list[Change]:
         """Return the changes of the pointer, oldest first."""
-        folder = storage.join(self._folder(tissue), _PROMOTED)
-        with self._at(tissue):
-            return [
-                Change(**storage.read_json(storage.join(folder, name)))
-                for name in storage.list_files(folder)
-                if name.endswith(".json")
-            ]
+        return self._pointer(tissue).history()
 
     def promote(self, tissue: str, digest: str, *, reason: str = "", parent: str | None = None) -> str:
         """Make a version the one that is used; returns its digest.
@@ -161,24 +137,13 @@ class Registry:
             If there is no such version, or the pointer is not at ``parent``.
         """
         whole = self._whole(tissue, digest)
-        return self._move(tissue, "promote", lambda history: self._after(tissue, history, whole, parent), reason)
+        pointer = self._pointer(tissue)
+        return pointer.move("promote", lambda history: self._after(tissue, history, whole, parent), reason)
 
     def rollback(self, tissue: str, *, reason: str = "") -> str:
         """Go back to the version that was promoted before; returns its digest."""
-
-        def before(history: list[Change]) -> str:
-            stack: list[str] = []
-            for change in history:
-                if change.action == "rollback":
-                    stack.pop()
-                else:
-                    stack.append(change.digest)
-            if len(stack) < 2:
-                msg = f"plugin {tissue!r}: no version was promoted before; there is nothing to go back to"
-                raise PluginError(msg)
-            return stack[-2]
-
-        return self._move(tissue, "rollback", before, reason)
+        pointer = self._pointer(tissue)
+        return pointer.move("rollback", pointer.before, reason)
 
     def _after(self, tissue: str, history: list[Change], digest: str, parent: str | None) -> str:
         now = history[-1].digest if history else None
@@ -189,23 +154,6 @@ class Registry:
             )
             raise PluginError(msg)
         return digest
-
-    def _move(self, tissue: str, action: str, choose: Callable[[list[Change]], str], reason: str) -> str:
-        folder = storage.join(self._folder(tissue), _PROMOTED)
-        for _ in range(_TRIES):
-            history = self.history(tissue)
-            digest = choose(history)
-            number = history[-1].number + 1 if history else 1
-            change = Change(number, action, digest, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", reason)
-            with self._at(tissue):
-                try:
-                    data = (json.dumps(vars(change), indent=1) + "\n").encode()
-                    storage.put_if_absent(storage.join(folder, f"{number:08d}.json"), data)
-                except FileExistsError:
-                    continue  # another writer was quicker: look again
-                return digest
-        msg = f"plugin {tissue!r}: other writers kept moving the pointer; try again"
-        raise PluginError(msg)
 
     def _whole(self, tissue: str, digest: str) -> str:
         """Resolve the beginning of a digest (6 characters or more)."""
@@ -219,6 +167,9 @@ class Registry:
 
     def _folder(self, tissue: str) -> str:
         return storage.join(self.uri, tissue_name(tissue))
+
+    def _pointer(self, tissue: str) -> Pointer:
+        return Pointer(storage.join(self._folder(tissue), _PROMOTED), f"plugin {tissue!r}", PluginError)
 
     def _version(self, tissue: str, digest: str) -> str:
         return storage.join(self._folder(tissue), _VERSIONS, digest)

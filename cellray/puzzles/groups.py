@@ -1,9 +1,9 @@
 """Refined scores to groups of uncertain cells: what a language model is asked about, within a budget of cells.
 
 Contract: a cell is uncertain if its runner-up is nearly as good as its winner. Uncertain cells of one Leiden cluster
-and one donor are a group; groups are taken in the order of their margin, the least certain first, until the budget of
-cells is spent, and of each at most a share, so that there are enough groups to label jointly. Deterministic given the
-seed. It knows labels by number alone and asks nobody.
+and one donor are a group. The budget of cells goes to the groups of the smallest margin, as evenly as their sizes
+allow, and in a group to its least certain cells. Deterministic given the seed. It knows labels by number alone and
+asks nobody.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ import numpy as np
 from scipy import sparse
 
 _FEWEST = 3  # cells of a group worth a question
-_GROUPS = 15  # the budget is cut so that so many groups fit
 _PLAUSIBLE = 4
 _LEAST_SHARE = 0.05  # of the best label's mean score, for another to be plausible
 
@@ -89,14 +88,15 @@ def uncertain_groups(
     members = np.split(uncertain[order], np.flatnonzero(np.diff(kinds[order])) + 1)
     means = [p[cells].mean(axis=0) for cells in members]
     leads = [float(relative_margin(mean[None])[0]) for mean in means]
-    most = max(_FEWEST, budget // _GROUPS)
-    found: list[Group] = []
-    for at in sorted(range(len(members)), key=lambda at: (leads[at], members[at][0])):
+    asked = sorted(
+        (at for at in range(len(members)) if len(members[at]) >= _FEWEST), key=lambda at: (leads[at], members[at][0])
+    )[: budget // _FEWEST]
+    most = _even(np.array([len(members[at]) for at in asked]), budget)
+    found = []
+    for at in asked:
         least_certain = members[at][np.argsort(lead[members[at]], kind="stable")]
-        cells = np.sort(least_certain[: min(most, budget)])
-        if len(cells) >= _FEWEST:
-            budget -= len(cells)
-            found.append(Group(cells, str(donors[cells[0]]), _plausible(p[cells].mean(axis=0)), leads[at]))
+        cells = np.sort(least_certain[:most])
+        found.append(Group(cells, str(donors[cells[0]]), _plausible(p[cells].mean(axis=0)), leads[at]))
     return found
 
 
@@ -108,6 +108,15 @@ def leiden(graph: sparse.csr_matrix, seed: int = 0) -> np.ndarray:
     cells = anndata.AnnData(shape=(graph.shape[0], 0))
     sc.tl.leiden(cells, adjacency=graph, flavor="igraph", directed=False, n_iterations=2, random_state=seed)
     return cells.obs["leiden"].to_numpy().astype(np.int64)
+
+
+def _even(sizes: np.ndarray, budget: int) -> int:
+    """Return the largest number of cells that every group may have, if it has as many, within the budget."""
+    low, high = 0, budget
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(sizes, middle).sum() <= budget else (low, middle - 1)
+    return low
 
 
 def _plausible(mean: np.ndarray) -> tuple[int, ...]:

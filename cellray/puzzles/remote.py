@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cellray.errors import SettingError, one_line
+from cellray.errors import one_line
 from cellray.puzzles.puzzle import Puzzle, one_each
 from cellray.puzzles.solve import ANSWERS, SolveSettings
 from cellray.settings import Environment
@@ -23,27 +23,6 @@ _PATH = "/v1/puzzles/solve"
 _ASK_AGAIN = (429, 500, 502, 503, 504)
 _LONGEST_PAUSE_S = 30.0
 _LONGEST_TEXT = 4000
-
-
-def is_url(model: str) -> bool:
-    """Whether ``model`` names a served app instead of a folder."""
-    return model.startswith(("http://", "https://"))
-
-
-def check_url(url: str) -> None:
-    """Refuse what cannot be a served app.
-
-    Raises
-    ------
-    SettingError
-        If there is no host, or the URL holds a password.
-    """
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    if not parts.hostname or parts.username or parts.query or parts.fragment:
-        msg = f"model {url!r}: give http(s)://host[:port] of a served app; its key belongs into $CELLRAY_API_KEY"
-        raise SettingError(msg)
 
 
 async def solve_served(

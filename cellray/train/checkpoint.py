@@ -1,4 +1,7 @@
-"""Training state as safetensors: weights, their average, optimiser moments and the step, without pickle."""
+"""Training state as safetensors: weights, their average, optimiser moments and the step, without pickle.
+
+Weights that a module has under two names (tied embeddings) are written once.
+"""
 
 from pathlib import Path
 
@@ -13,10 +16,12 @@ _OPTIMISER = "optimiser."
 
 def save(folder: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, step: int) -> None:
     """Write the state of named ``modules`` and ``optimiser`` after ``step`` steps into ``folder``."""
+    first_names = {name: _first_names(module) for name, module in modules.items()}
     tensors = {
         f"{name}.{key}": tensor.detach().contiguous()
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
+        if first_names[name][key] == key
     }
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"{_OPTIMISER}{index}.{name}": value.contiguous() for name, value in moments.items()}
@@ -29,9 +34,9 @@ def restore(folder: Path, modules: dict[str, nn.Module], optimiser: torch.optim.
         names = list(file.keys())
         for name, module in modules.items():
             start = f"{name}."
-            module.load_state_dict(
-                {key.removeprefix(start): file.get_tensor(key) for key in names if key.startswith(start)}
-            )
+            found = {key.removeprefix(start): file.get_tensor(key) for key in names if key.startswith(start)}
+            tied = {key: found[first] for key, first in _first_names(module).items() if first in found}
+            module.load_state_dict({**tied, **found})
         if optimiser is not None:
             moments: dict[int, dict[str, torch.Tensor]] = {}
             for name in names:
@@ -40,3 +45,12 @@ def restore(folder: Path, modules: dict[str, nn.Module], optimiser: torch.optim.
                     moments.setdefault(int(index), {})[key] = file.get_tensor(name)
             optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
         return int(file.metadata()["step"])
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Return for each name of a tensor the first name that the same tensor has."""
+    first: dict[int, str] = {}
+    return {
+        key: first.setdefault(tensor.data_ptr(), key) if tensor.numel() else key
+        for key, tensor in module.state_dict().items()
+    }

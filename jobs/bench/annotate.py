@@ -134,7 +134,7 @@ def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
     ]
     with ray_session():
         finished = []
-        for receipt in stream(units, [plan], scoring, Pool(1, _ENCODER_THREADS, 0)):
+        for receipt in stream(units, [plan], scoring, Pool(1, _ENCODER_THREADS, 0), str(folder / "stop")):
             if receipt.error:
                 raise RuntimeError(receipt.error)
             finished.append(time.perf_counter())

@@ -7,9 +7,14 @@
     Seconds a puzzle of ``solve_puzzles`` over those of the bare engine, less one. The start of the engine is taken out:
     it is what N more puzzles take.
 ``served_ratio``
-    Puzzles a second of the app at 16 clients over those of the bare engine; the clients share the machine.
+    Puzzles a second of the app at 16 clients over those of the bare engine with 16 puzzles in flight; the clients share
+    the machine. ``served_ratio_all``: over those of the bare engine given all at once.
 
-Goals: 5, 0.15, 0.85. Puzzles are made of the bundled model's own genes and types, at random.
+``permutations``
+    Share of 1,000 puzzles of 2 to 15 cells, drawn at temperature 1, whose one-to-one answer is a permutation; half of
+    the labels begin with another one.
+
+Goals: 5, 0.15, 0.85, 1. Puzzles are made of the bundled model's own genes and types, at random.
 """
 
 import argparse
@@ -25,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from cellray.puzzles import Puzzle
+from cellray.puzzles.answer import accepted
 from cellray.puzzles.engine import BUNDLED, Engine, EngineSettings, Sampling
 from cellray.puzzles.solve import SolveSettings
 
@@ -42,11 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.puzzles", description=__doc__)
     parser.add_argument("--puzzles", type=int, default=256)
+    parser.add_argument("--nested", type=int, default=1000, help="puzzles of `permutations`")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     puzzles = made_up(2 * given.puzzles)
     # The engine first: vLLM 0.32 on a CPU does not start in a process that has loaded Numba, as the pipeline does.
-    replies, free_s, bare_s = asyncio.run(bare(puzzles[: given.puzzles]))
+    replies, free_s, bare_s, sixteen_s, valid = asyncio.run(bare(puzzles[: given.puzzles], nested(given.nested)))
     texts, alone_s = one_at_a_time(puzzles[:_ALONE])
     from cellray.cluster import ray_session
 
@@ -57,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         "bulk_ratio": (alone_s / _ALONE) / (free_s / given.puzzles),
         "same_outputs": float(np.mean([one == other for one, other in zip(texts, replies, strict=False)])),
         "ray_data_overhead": streamed_s / bare_s - 1,
-        "served_ratio": bare_s / served_s,
+        "served_ratio": sixteen_s / served_s,
+        "served_ratio_all": bare_s / served_s,
+        "permutations": valid,
         "puzzles_per_s": given.puzzles / bare_s,
     }
     if given.json:
@@ -87,6 +96,18 @@ def made_up(n: int) -> list[Puzzle]:
     ]
 
 
+def nested(n: int) -> list[Puzzle]:
+    """Draw puzzles of 2 to 15 cells whose labels begin with one another."""
+    rng = np.random.default_rng(1)
+    pool = [
+        name + ending for name in ("T cell", "B", "CD4+ T", "naïve", "NK", "x") for ending in ("", " 1", " 1b", "-")
+    ]
+    return [
+        Puzzle("x ", (("CD3D", "LYZ"),) * size, tuple(str(one) for one in rng.choice(pool, size, replace=False)))
+        for size in rng.integers(2, 16, n).tolist()
+    ]
+
+
 def one_at_a_time(puzzles: list[Puzzle]) -> tuple[list[str], float]:
     """Ask ``transformers``; returns texts and seconds."""
     import torch
@@ -106,8 +127,8 @@ def one_at_a_time(puzzles: list[Puzzle]) -> tuple[list[str], float]:
     return texts, time.perf_counter() - started
 
 
-async def bare(puzzles: list[Puzzle]) -> tuple[list[str], float, float]:
-    """Ask the engine all at once, freely and one-to-one; returns the free texts and the seconds of both."""
+async def bare(puzzles: list[Puzzle], wild: list[Puzzle]) -> tuple[list[str], float, float, float, float]:
+    """Ask the engine; returns free texts, seconds free, one-to-one, and so with 16 in flight, and how often it held."""
     engine = Engine(_ENGINE)
     await engine.ask(puzzles[-1].messages(), Sampling(max_tokens=_TOKENS))
 
@@ -121,8 +142,25 @@ async def bare(puzzles: list[Puzzle]) -> tuple[list[str], float, float]:
     await engine.client.reset_prefix_cache()
     await asyncio.gather(*(ask(puzzle, free=False) for puzzle in puzzles))
     seconds = time.perf_counter() - between
+    await engine.client.reset_prefix_cache()
+    places = asyncio.Semaphore(_CLIENTS)
+
+    async def in_turn(puzzle: Puzzle) -> None:
+        async with places:
+            await ask(puzzle, free=False)
+
+    again = time.perf_counter()
+    await asyncio.gather(*map(in_turn, puzzles))
+    sixteen = time.perf_counter() - again
+
+    async def drawn(number: int, puzzle: Puzzle) -> bool:
+        rule = (puzzle.candidates, len(puzzle))
+        sampling = Sampling(temperature=1, seed=number, max_tokens=2 * _TOKENS, one_to_one=rule, thoughts=8)
+        return accepted((await engine.ask(puzzle.messages(), sampling)).texts[0], puzzle) is not None
+
+    valid = await asyncio.gather(*(drawn(number, puzzle) for number, puzzle in enumerate(wild)))
     engine.close()
-    return texts, between - started, seconds
+    return texts, between - started, seconds, sixteen, float(np.mean(valid))
 
 
 def streamed(puzzles: list[Puzzle]) -> float:

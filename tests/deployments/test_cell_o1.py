@@ -1,15 +1,23 @@
-"""The Cell-o1 app over HTTP: OpenAI's client, adapters, puzzles, refusals."""
+"""The Cell-o1 app over HTTP: OpenAI's client, adapters, puzzles, refusals, and its engine killed."""
 
+import asyncio
 import json
+import time
 import urllib.error
 import urllib.request
 
 import openai
+import psutil
 import pytest
+import s3fs
 import yaml
 
+from cellray import storage
 from cellray.puzzles import Puzzle, records
 from cellray.puzzles.engine import BUNDLED
+from cellray.puzzles.puzzle import NONE, one_each
+from cellray.puzzles.remote import solve_served
+from cellray.puzzles.solve import SolveSettings
 
 PORT = 18_439
 KEY = "a-key-of-the-test"
@@ -35,7 +43,8 @@ def solve(**more):
 
 
 @pytest.fixture(scope="module")
-def app(ray, tmp_path_factory):
+def app(ray, s3_server, tmp_path_factory):
+    """The app with one adapter, which is on S3."""
     import torch
     from peft import LoraConfig, get_peft_model
     from ray import serve
@@ -47,13 +56,16 @@ def app(ray, tmp_path_factory):
     base = Qwen2ForCausalLM.from_pretrained(BUNDLED["mini-cell-o1"])
     torch.manual_seed(0)
     lora = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(base, lora).save_pretrained(folder / "adapters" / "pbmc")
+    get_peft_model(base, lora).save_pretrained(folder / "pbmc")
+    s3fs.S3FileSystem().mkdir("cell-o1")
+    for path in (folder / "pbmc").iterdir():
+        storage.copy(str(path), f"s3://cell-o1/adapters/pbmc/{path.name}")
     solved = Puzzle("x ", (("CD3D", "IL7R"), ("MS4A1",)), ("B", "T"), ("T", "B"))
     records.write(f"{folder}/train.parquet", [solved])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CELLRAY_API_KEY", KEY)
         arguments = Arguments(
-            adapters=str(folder / "adapters"),
+            adapters="s3://cell-o1/adapters",
             baseline=f"{folder}/train.parquet",
             engine={"max_length": 1024, "max_sequences": 16, "cache_bytes": 64 << 20, "adapter_rank": 8},
             cpus=0.5,
@@ -123,6 +135,15 @@ def test_a_puzzle_is_solved_one_to_one(app):
     assert solve(model="cell-o1:pbmc")[0] == 200
 
 
+def test_rollouts_that_disagree_are_looked_at_again(app):
+    once = solve(settings={"rollouts": 6, "temperature": 2.0, "guarded": False})[1]
+    status, answer = solve(settings={"rollouts": 6, "temperature": 2.0, "guarded": True})
+    assert status == 200
+    assert min(once["support"]) < 1
+    assert answer["usage"]["completion_tokens"] > once["usage"]["completion_tokens"]
+    assert sorted(answer["assignment"]) == sorted(CANDIDATES)
+
+
 def test_what_the_model_says_freely_is_repaired(app):
     status, answer = solve(settings={"one_to_one": False, "max_tokens": 16})
     assert status == 200
@@ -180,6 +201,42 @@ def test_bad_requests(app):
     assert call("/v1/puzzles/solve", b" " * (2 << 20))[0] == 413
     assert call("/v1/chat/completions", b"[]")[0] == 400
     assert call("/nowhere")[0] == 404
+
+
+def test_bulk_solving_by_the_app(app, monkeypatch):
+    puzzles = [Puzzle("x ", ((f"G{n}", "CD3D"), ("LYZ",)), ("T cell", "monocyte", NONE)) for n in range(20)]
+    asked = [*puzzles, Puzzle("x ", (("G",), ("H",)), ("a",))]
+    settings = SolveSettings(thoughts=8)
+    monkeypatch.setenv("CELLRAY_API_KEY", "wrong")
+    refused = asyncio.run(solve_served(f"http://127.0.0.1:{PORT}", asked[:1], settings)).to_pylist()
+    assert refused[0]["status"] == "failed"
+    assert "401" in refused[0]["error"]
+    monkeypatch.setenv("CELLRAY_API_KEY", KEY)
+    rows = asyncio.run(solve_served(f"http://127.0.0.1:{PORT}/", asked, settings)).to_pylist()
+    assert [row["key"] for row in rows] == [puzzle.key for puzzle in asked]
+    assert rows[-1]["status"] == "invalid"
+    for row, puzzle in zip(rows, puzzles, strict=False):
+        assert row["status"] == "solved"
+        assert one_each(row["answer"], puzzle)
+        assert row["tokens"] > 0
+
+
+def test_a_dead_engine_is_replaced_and_its_puzzles_get_the_other_solver(app):
+    engines = [one for one in psutil.Process().children(recursive=True) if "EngineCore" in one.name()]
+    assert engines
+    for one in engines:
+        one.kill()
+    status, answer = solve()
+    assert status == 200
+    assert sorted(answer["assignment"]) == sorted(CANDIDATES)
+    # Either the replica is still there, and answers without an engine, or another has taken its place.
+    assert answer["status"] in ("baseline", "solved")
+    deadline = time.monotonic() + 200
+    while answer["status"] != "solved" and time.monotonic() < deadline:
+        time.sleep(1)
+        status, answer = solve()
+        assert status == 200
+    assert answer["status"] == "solved"
 
 
 def test_the_configuration_is_of_the_app():

@@ -107,6 +107,22 @@ def test_cells_are_labelled_by_the_tissue_named_or_found(app, world, registry, c
     assert {row["tissue"] for row in label(cells, "/v1/label?tissue=blood", tissue="liver")[1]["cells"]} == {"blood"}
 
 
+def test_cells_are_counted_for_prometheus_by_plugin(app, registry, cells):
+    import ray
+
+    assert label(cells, tissue="liver")[0] == 200
+    (node,) = [node for node in ray.nodes() if node["Alive"]]
+    wanted = f'plugin="liver@{registry.promoted("liver")[:12]}"'
+    deadline, found = time.monotonic() + 60, []
+    while not found and time.monotonic() < deadline:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        found = [line for line in lines if line.startswith("ray_cellray_cells") and wanted in line]
+        time.sleep(1)
+    assert found
+    assert float(found[0].rsplit(" ", 1)[1]) >= len(cells)
+
+
 def test_arrow_says_the_same(app, cells):
     table = pa.Table.from_pylist(cells).replace_schema_metadata({"tissue": "liver"})
     sink = pa.BufferOutputStream()

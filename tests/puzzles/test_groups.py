@@ -40,10 +40,11 @@ def test_only_uncertain_cells_are_asked_about(dataset):
 
 def test_groups_are_of_one_donor_and_within_the_budget(dataset):
     donors = np.array(["a", "b", "c"])[np.arange(300) % 3]
-    for share in (0.03, 0.1, 0.5, 1.0):
+    for share, n_cells in ((0.03, 9), (0.1, 30), (0.5, 100), (1.0, 100)):
         groups = chosen(dataset, donors, share=share)
         cells = np.concatenate([group.cells for group in groups])
-        assert len(cells) <= share * 300
+        assert len(cells) == n_cells <= share * 300
+        assert np.ptp([len(group.cells) for group in groups]) <= 1
         assert len(set(cells.tolist())) == len(cells)
         assert all(set(donors[group.cells]) == {group.donor} for group in groups)
         assert [group.margin for group in groups] == sorted(group.margin for group in groups)

@@ -26,15 +26,16 @@ ENGINE = EngineSettings(model="mini-cell-o1", max_length=1024, max_sequences=32,
 @pytest.fixture(scope="module")
 def puzzles(labelled):
     (source,) = find_sources([str(labelled)])
-    settings = BuildSettings(min_cells=2, max_cells=4, per_size=24)
+    settings = BuildSettings(min_cells=2, max_cells=4, per_size=68)
     return build([read_ranked(source, Ranking(top_genes=4))], settings)["train"]
 
 
 @pytest.mark.timeout(500)
 @pytest.mark.usefixtures("ray")
 def test_a_killed_engine_actor_loses_and_doubles_nothing(puzzles, tmp_path):
+    assert len(puzzles) >= 200
     asked = [*puzzles, Puzzle("x ", (("A",), ()), ("a", "b")), Puzzle("x ", (("A",) * 900,), ("a",)), puzzles[0]]
-    order = SolveOrder(str(tmp_path), ENGINE, SolveSettings(max_tokens=200, thoughts=8), chunk=8)
+    order = SolveOrder(str(tmp_path), ENGINE, SolveSettings(max_tokens=200, thoughts=8), chunk=16)
     parts = tmp_path / "parts"
     killed = []
 
@@ -52,6 +53,8 @@ def test_a_killed_engine_actor_loses_and_doubles_nothing(puzzles, tmp_path):
     answers = solve_puzzles(order, asked).to_pylist()
     killer.join(1)
     assert killed
+    engines = [one for one in psutil.process_iter(["name"]) if "EngineCore" in (one.info["name"] or "")]
+    assert not [one for one in engines if one.ppid() == 1 and one.status() != psutil.STATUS_ZOMBIE]
     assert [row["key"] for row in answers] == [puzzle.key for puzzle in asked]
     assert answers[-1] == answers[0]
     assert [row["code"] for row in answers[-3:-1]] == ["no_genes", "too_long"]

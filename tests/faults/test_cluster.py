@@ -1,0 +1,147 @@
+"""What the manifests say, run: on several nodes with a token, one of them killed."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cellray.models import checkpoints
+from cellray.pipeline import annotate
+from cellray.plugins.registry import Registry
+from cellray.plugins.router import scgpt_base
+from cellray.settings import AnnotateSettings
+from jobs.bench.serving import cells_of, made_up
+from jobs.bench.synthetic import write_cells
+from tests.clustered import Running, cluster
+from tests.k8s.conftest import K8S
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+N_SHARDS = 16
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Cells to annotate and a registry with a plugin."""
+    folder = tmp_path_factory.mktemp("clustered")
+    write_cells(folder / "many.h5ad", N_SHARDS * 200, 300, 60)
+    registry, base = Registry(str(folder / "registry")), scgpt_base(checkpoints.load("mini-scgpt"), "mini-scgpt")
+    registry.promote("liver", registry.put(made_up(base, "liver")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(world):
+    quick = {"RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "2000"}
+    with cluster(
+        2, 4, CELLRAY_REGISTRY=str(world / "registry"), CELLRAY_CONFIG=str(world / "cellray.yaml"), **quick
+    ) as up:
+        yield up
+
+
+def until(condition, limit_s=240, every_s=0.05):
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "took too long"
+        time.sleep(every_s)
+    return found
+
+
+def call(path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:8000{path}", data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_a_job_without_the_token_is_refused(running: Running):
+    job = running.submit("python", "-c", "print('never')", RAY_AUTH_TOKEN="another-token-altogether")
+    out, _ = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert "token" in out
+
+
+def test_the_serve_configuration_of_the_dev_overlay_answers(running: Running):
+    patches = yaml.safe_load((K8S / "overlays" / "dev" / "serve.yaml").read_text())
+    (config,) = [patch["value"] for patch in patches if patch["path"] == "/spec/serveConfigV2"]
+    running.ask("/api/serve/applications/", yaml.safe_load(config), "PUT")
+
+    def states():
+        found = running.ask("/api/serve/applications/")["applications"]
+        assert "DEPLOY_FAILED" not in {app["status"] for app in found.values()}, found
+        return {name: app["status"] for name, app in found.items()}
+
+    until(lambda: states() == {"cell-o1": "RUNNING", "plugins": "RUNNING"}, every_s=0.5)
+    assert call("/readyz") == (200, {"max_length": 2048})
+    status, ready = call("/plugins/readyz")
+    assert status == 200
+    assert list(ready["tissues"]) == ["liver"]
+    cells = [{"genes": ["CD3D", "IL7R"]}, {"genes": ["MS4A1", "CD79A"]}]
+    asked = {"cells": cells, "candidates": ["B cell", "T cell"], "context": "blood", "settings": {"thoughts": 8}}
+    status, answer = call("/v1/puzzles/solve", asked)
+    assert status == 200
+    assert sorted(json.dumps(answer).count(name) > 0 for name in ("B cell", "T cell")) == [True, True]
+    base = scgpt_base(checkpoints.load("mini-scgpt"), "mini-scgpt")
+    status, answer = call("/plugins/v1/label", {"tissue": "liver", "cells": cells_of(base, 0)})
+    assert status == 200
+    assert {row["status"] for row in answer["cells"]} == {"annotated"}
+    running.ask("/api/serve/applications/", method="DELETE")
+
+
+@pytest.mark.usefixtures("ray")
+def test_the_entrypoint_of_the_job_with_a_node_killed(running: Running, world: Path, tiny_model):
+    settings = {"inputs": [str(world / "many.h5ad")], "model": str(tiny_model), "shard_cells": 200, "refine": "none"}
+    annotate(AnnotateSettings.checked(**settings, out=str(world / "undisturbed")))
+    (world / "cellray.yaml").write_text(yaml.safe_dump({**settings, "out": str(world / "out"), "encoders": 2}))
+    entrypoint = yaml.safe_load((K8S / "base" / "annotate-rayjob.yaml").read_text())["spec"]["entrypoint"]
+    scores = world / "out" / "datasets" / "many" / "scores"
+
+    def parts():
+        return {path.name: path.stat().st_mtime_ns for path in scores.glob("part-*")} if scores.is_dir() else {}
+
+    job = running.submit(*shlex.split(entrypoint))
+    until(lambda: len(parts()) >= 3 or job.poll() is not None)
+    kept = parts()
+    os.kill(running.raylets[0], signal.SIGKILL)
+    assert len(kept) < N_SHARDS
+    out, _ = job.communicate(timeout=400)
+    assert job.returncode == 0, out[-3000:]
+    labels = [world / name / "datasets" / "many" / "annotations.parquet" for name in ("undisturbed", "out")]
+    assert labels[0].read_bytes() == labels[1].read_bytes()
+    after = parts()
+    assert len(after) == N_SHARDS
+    # Of what was published before the kill at most the last shard of each of the two encoders is written again.
+    assert sum(after[name] != when for name, when in kept.items()) <= 2
+    assert json.loads(out[out.index('{\n  "out"') : out.rindex("}") + 1])["n_cells"] == 200 * N_SHARDS
+
+
+def test_a_job_that_is_drained_goes_on_from_there(running: Running, world: Path):
+    settings = yaml.safe_load((world / "cellray.yaml").read_text())
+    (world / "cellray.yaml").write_text(yaml.safe_dump({**settings, "out": str(world / "drained")}))
+    scores = world / "drained" / "datasets" / "many" / "scores"
+    job = running.submit("python", "-m", "jobs.annotate", "--address", "auto")
+    until(lambda: (scores.is_dir() and any(scores.glob("part-*"))) or job.poll() is not None)
+    started = time.monotonic()
+    drain = ["python", "-m", "jobs.drain", "--address", running.dashboard]
+    subprocess.run(drain, env=running.environment, check=True, timeout=120)
+    assert time.monotonic() - started < 60
+    job.communicate(timeout=60)
+    assert not (world / "drained" / "_stop").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in scores.glob("part-*")}
+    assert not list(scores.glob(".tmp-*"))
+    again = running.submit("python", "-m", "jobs.annotate", "--address", "auto")
+    out, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, out[-3000:]
+    assert all((scores / name).stat().st_mtime_ns == when for name, when in kept.items())
+    labels = [world / name / "datasets" / "many" / "annotations.parquet" for name in ("undisturbed", "drained")]
+    assert labels[0].read_bytes() == labels[1].read_bytes()

@@ -8,6 +8,7 @@ value and the way out. Anything else is a bug and keeps its stack trace.
     CellRayError               exit code 1
     ├── RequestError           a request to a served app; it has an HTTP status
     ├── PuzzleError            one puzzle cannot be asked; it has a code and the others go on
+    ├── StaleWeightsError      rollouts would come, or came, from other weights than the policy's
     ├── SettingError           exit code 2: an option, label file, model or output folder is wrong; the run never starts
     │   ├── InputError         an input path that does not exist or is of no known kind
     │   ├── LabelError         the label set
@@ -79,6 +80,10 @@ class PuzzleError(CellRayError):
 
     def __reduce__(self) -> tuple[type["PuzzleError"], tuple[str, str]]:
         return type(self), (self.code, str(self))
+
+
+class StaleWeightsError(CellRayError):
+    """Rollouts are not of the policy as it is: their weights are older, or give other probabilities."""
 
 
 class RequestError(CellRayError):

@@ -1,10 +1,10 @@
 """Post-train a language model of puzzles with GRPO: ``python -m jobs.grpo --config FILE --out DIR``.
 
 The configuration is ``cellray.train.posttraining.config.GRPOConfig`` and ``puzzles``, files of puzzles with answers.
-Ray Train workers hold the policy, vLLM engines in actors of their own write the answers; each engine and, on a cluster
-with GPUs, each worker takes one. The same command again after a crash goes on from the last checkpoint. ``DIR`` receives
-``model`` (and ``adapter``, where one was trained), ``metrics.parquet`` and ``report.html``, the curves of the run; events
-for TensorBoard lie beside the checkpoints.
+Ray Train workers hold the policy, vLLM engines in actors of their own write the answers; on a cluster with GPUs each
+takes one. The same command again after a crash goes on from the last checkpoint. ``DIR`` receives ``model`` (and
+``adapter``, where one was trained), ``metrics.parquet`` and ``report.html``, the curves of the run; events for
+TensorBoard lie beside the checkpoints.
 """
 
 import argparse

@@ -122,6 +122,7 @@ class Engine:
                     disable_log_stats=True,
                     logprobs_mode="processed_logprobs",  # of what is drawn from: after the temperature
                     logits_processors=["cellray.puzzles.processor:OneToOneProcessor"],
+                    worker_extension_cls="cellray.puzzles.reload.PolicyLoading",
                     seed=settings.seed,
                     **{name: value for name, value in options.items() if value is not None},
                 )

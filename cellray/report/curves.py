@@ -26,7 +26,7 @@ _NAMES = {
     "trainer_idle": "share of a step that the trainer waits",
     "rollout_idle": "share of a step that the engine waits",
 }
-_STYLE = (
+_STYLE = Markup(
     "body{font:14px/1.5 sans-serif;max-width:1000px;margin:2em auto;color:#1c2430}h2{font-size:15px;margin:1.6em 0 0}"
 )
 
@@ -42,7 +42,7 @@ def write_curves(uri: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Non
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>{0}</title>'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         "<style>{1}</style><h1>{0}</h1><p>{2} steps</p>{3}</html>\n"
-    ).format(svg.label(title), Markup(_STYLE), len(rows), Markup("").join(parts))
+    ).format(svg.label(title), _STYLE, len(rows), Markup("").join(parts))
     storage.put(uri, page.encode())
 
 

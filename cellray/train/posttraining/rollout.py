@@ -92,7 +92,7 @@ class Rollouts:
         self._version = None
         if weights.adapter is None:
             (folder / "model.safetensors").write_bytes(weights.tensors)
-            await engine.client.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            await engine.client.collective_rpc("load_policy", args=(str(folder),))
         else:
             from vllm.lora.request import LoRARequest
 

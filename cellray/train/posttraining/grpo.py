@@ -1,7 +1,8 @@
 """The arithmetic of GRPO: advantages within groups, the clipped loss of tokens, the divergence from a reference.
 
-Contract: pure functions of tensors; equal to those of TRL (``loss_type="bnpo"``) on the same tensors, which a test
-holds. A group whose rewards are all equal has no advantage and no NaN. It knows neither models nor rollouts.
+Contract: pure functions of tensors; equal to those of TRL (``loss_type="bnpo"``, the divergence without its correction
+by the ratio) on the same tensors, which a test holds. A group whose rewards are all equal has no advantage and no NaN.
+It knows neither models nor rollouts.
 
 Deviations from Cell-o1 (arXiv 2506.02911, section 4.3) and its fork of verl:
 

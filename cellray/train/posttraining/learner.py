@@ -227,7 +227,7 @@ class GRPO:
         owner = rows.example[rows.target != IGNORED]
         drawn = torch.empty(len(owner))
         for number, at in enumerate(micro):
-            drawn[owner == number] = torch.from_numpy(batch.answers[at].log_probabilities)
+            drawn[owner == number] = torch.tensor(batch.answers[at].log_probabilities)
         weight = torch.tensor([float(at in batch.counted) for at in micro])[owner]
         advantage = batch.advantage[list(micro)][owner]
         reference = None

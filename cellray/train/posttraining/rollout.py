@@ -88,9 +88,11 @@ class Rollouts:
         engine = await self._started()
         begun = time.perf_counter()
         folder = self._folder / str(weights.version)
-        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         self._version = None
         if weights.adapter is None:
+            self._adapter = None
             (folder / "model.safetensors").write_bytes(weights.tensors)
             await engine.client.collective_rpc("load_policy", args=(str(folder),))
         else:

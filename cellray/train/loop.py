@@ -211,7 +211,8 @@ def fit(
                 optimiser.step()
                 _follow(average, trained, plan.average_decay, epoch * steps + step)
         module.eval()
-        means = {name: value / steps for name, value in sums.items()}
+        whole = workers.total(list(sums.values()))
+        means = {name: value / steps / workers.world for name, value in zip(sums, whole, strict=True)}
         with _weights(trained, average):
             score = validate() if validate is not None else float(epoch)
         if score > float(course.best[0]):

@@ -48,21 +48,26 @@ _BATCH = 8
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.learning", description=__doc__)
-    parser.add_argument("--puzzles", type=Path, required=True)
-    parser.add_argument("--held-out", type=Path, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--out", type=Path, required=True, help="receives results.json and a page of curves a run")
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--control-learning-rate", type=float, default=3e-4)
-    parser.add_argument("--tune", action="store_true", help="judge on the puzzles for tuning, one seed")
-    parser.add_argument("--rewards", nargs="+", choices=tuple(REWARDS), default=list(REWARDS))
+    add_arguments(parser, required=True)
     given = parser.parse_args(arguments)
     with ray_session(cpus=3):
         found = study(given)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
     return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add the options of ``study``."""
+    parser.add_argument("--puzzles", type=Path, required=required, help="folder T")
+    parser.add_argument("--held-out", type=Path, required=required, help="folder E")
+    parser.add_argument("--model", required=required, help="fine-tuned model folder")
+    parser.add_argument("--out", type=Path, default=Path("out/learning"), help="results.json, a page of curves a run")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--control-learning-rate", type=float, default=3e-4)
+    parser.add_argument("--tune", action="store_true", help="judge on the puzzles for tuning, one seed")
+    parser.add_argument("--rewards", nargs="+", choices=tuple(REWARDS), default=list(REWARDS))
 
 
 def study(given: argparse.Namespace) -> dict[str, Any]:

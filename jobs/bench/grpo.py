@@ -8,7 +8,7 @@
 ``toy_start``, ``toy_reward``
     Mean reward of the first and the last five steps on a task with a known optimum (``jobs.bench.toy``).
 ``prefix_cached``, ``trainer_idle``, ``rollout_idle``
-    Share of the prompt that the later answers of a group took from the prefix cache, puzzles of 10 cells; shares of a
+    Share of the prompt that the later answers of a group took from the prefix cache, puzzles of 8 cells; shares of a
     step that either side waits for the other. They take turns.
 ``sft_batch_acc``, ``grpo_batch_delta``
     With ``--puzzles``, ``--held-out`` and ``--model`` only: see ``jobs.bench.learning``, whose study is run; the delta
@@ -33,7 +33,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cellray.cluster import ray_session
 from cellray.puzzles.puzzle import Puzzle
 from cellray.train.loop import Alone
-from cellray.train.posttraining.config import GRPOConfig, SFTConfig
+from cellray.train.posttraining.config import Adapter, GRPOConfig, SFTConfig
 from cellray.train.posttraining.examples import Example, dialogue, examples, packed, prompt_tokens
 from cellray.train.posttraining.learner import GRPO, GRPOInput, Prompt
 from cellray.train.posttraining.policy import Policy, open_tokenizer
@@ -45,7 +45,7 @@ from jobs.bench import learning, toy
 from jobs.bench.puzzles import made_up
 
 _MODEL = "mini-cell-o1"
-_CELLS = 10
+_CELLS = 8
 _ENDS = 5
 
 
@@ -69,13 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def puzzles(n: int, cells: int) -> list[Puzzle]:
     """Return puzzles of the bundled model's own genes and types, with answers at random."""
-    found = [one for one in made_up(20 * n) if len(one) == min(cells, 8)][:n]
-    grown = [Puzzle(one.context, (one.cells + one.cells)[:cells], one.candidates) for one in found]
     rng = np.random.default_rng(0)
-    return [
-        Puzzle(one.context, one.cells, one.candidates, tuple(str(name) for name in rng.choice(one.candidates, cells)))
-        for one in grown
-    ]
+    found = [one for one in made_up(20 * n) if len(one) == cells][:n]
+    answers = [tuple(str(name) for name in rng.permutation(one.candidates)) for one in found]
+    return [Puzzle(one.context, one.cells, one.candidates, answer) for one, answer in zip(found, answers, strict=True)]
 
 
 def synced() -> dict[str, float]:
@@ -84,7 +81,7 @@ def synced() -> dict[str, float]:
     facts: dict[str, float] = {}
     asked = puzzles(8, _CELLS)
     tokenizer = open_tokenizer(_MODEL)
-    for adapter in (None, {"rank": 8, "alpha": 16}):
+    for adapter in (None, Adapter(rank=8, alpha=16)):
         config = GRPOConfig(
             name="bench",
             model=_MODEL,

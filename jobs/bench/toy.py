@@ -1,6 +1,6 @@
 """A task whose optimum is known: name the listed cell type that comes first in the alphabet.
 
-Contract: a random model of some hundred thousand weights is first taught to name any listed type, so that the format
+Contract: a random model of some sixty thousand weights is first taught to name any listed type, so that the format
 is there and the reward is chance; GRPO has to find the rule from rewards alone.
 """
 
@@ -23,6 +23,7 @@ from cellray.train.puzzle_tokens import puzzle_tokenizer
 
 TYPES = ["B cell", "NK cell", "T cell", "erythrocyte", "fibroblast", "hepatocyte", "monocyte", "platelet"]
 _LISTED = 3
+_BATCH = 8
 _CONTEXT = "The cell is from blood. "
 
 
@@ -38,7 +39,7 @@ def toy_puzzles(n: int, seed: int) -> list[Puzzle]:
     return [Puzzle(_CONTEXT, (("GENE",),), names, (min(names),)) for names in listed]
 
 
-def toy_model(folder: Path, *, steps: int = 120) -> Path:
+def toy_model(folder: Path, *, steps: int = 800) -> Path:
     """Write a model that names a listed type at random."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -49,11 +50,12 @@ def toy_model(folder: Path, *, steps: int = 120) -> Path:
             vocab_size=len(tokenizer),
             hidden_size=64,
             intermediate_size=128,
-            num_hidden_layers=2,
+            num_hidden_layers=1,
             num_attention_heads=2,
             num_key_value_heads=2,
             max_position_embeddings=128,
-            tie_word_embeddings=True,
+            initializer_range=0.1,
+            tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -63,10 +65,11 @@ def toy_model(folder: Path, *, steps: int = 120) -> Path:
     tokenizer.save_pretrained(folder / "random")
     rng = np.random.default_rng(1)
     config = SFTConfig(
-        name="toy", model=str(folder / "random"), adapter=None, epochs=1, batch=32, learning_rate=5e-3, warm_up=0.1
+        name="toy", model=str(folder / "random"), adapter=None, epochs=1, batch=_BATCH, learning_rate=2e-3, warm_up=0.1
     )
     dialogues = [
-        Dialogue(one.messages(), written("", [str(rng.choice(one.candidates))])) for one in toy_puzzles(steps * 32, 2)
+        Dialogue(one.messages(), written("", [str(rng.choice(one.candidates))]))
+        for one in toy_puzzles(steps * _BATCH, 2)
     ]
     found, _ = examples(tokenizer, dialogues, 128)
     policy, _, _ = train(SFTInput(config, found, [], tokenizer.pad_token_id))

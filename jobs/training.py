@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cellray.cluster import ray_session
@@ -56,10 +56,19 @@ def trained(
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
             ),
         )
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise (_ours(error) or error) from error
     if result.checkpoint is None:
         msg = f"training {name!r} ended without a checkpoint; see {given.runs}"
         raise CellRayError(msg)
     with result.checkpoint.as_directory() as folder:
         yield Path(folder)
     sys.stderr.write(f"{name}: {result.metrics}\n")
+
+
+def _ours(error: TrainingFailedError) -> CellRayError | None:
+    """Return the error of ours that made a worker fail, if it was one."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return next((one for one in failures if isinstance(one, CellRayError)), None)

@@ -37,6 +37,9 @@ class EngineSettings(BaseModel):
     max_sequences: Annotated[int, Field(ge=1, description="answers written at once")] = 128
     cache_bytes: Annotated[int | None, Field(ge=1 << 20, description="key-value cache; CPU: half a GiB")] = None
     gpu_memory: Annotated[float, Field(gt=0, le=1, description="share of a GPU's memory")] = 0.9
+    block: Annotated[
+        int | None, Field(ge=16, description="tokens of a block of the cache; prefixes share whole ones")
+    ] = None
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     adapters: Annotated[int, Field(ge=0, description="LoRA adapters in one batch; 0: none")] = 0
@@ -101,6 +104,7 @@ class Engine:
             "kv_cache_memory_bytes": cache,
             "max_model_len": settings.max_length,
             "gpu_memory_utilization": settings.gpu_memory,
+            "block_size": settings.block,
         }
         if settings.adapters:
             options |= {
@@ -122,7 +126,9 @@ class Engine:
                     # On a CPU vLLM 0.32 cannot rewind the generator of a seeded request whose prompt comes in chunks.
                     enable_chunked_prefill=gpu,
                     disable_log_stats=True,
+                    logprobs_mode="processed_logprobs",  # of what is drawn from: after the temperature
                     logits_processors=["cellray.puzzles.processor:OneToOneProcessor"],
+                    worker_extension_cls="cellray.puzzles.reload.PolicyLoading",
                     seed=settings.seed,
                     **{name: value for name, value in options.items() if value is not None},
                 )
@@ -250,10 +256,13 @@ class Engine:
         self.client.shutdown()
 
     async def _one(self, prompt: list[int], params: Any, adapter: str | None) -> Any:
+        return await self.complete(prompt, params, None if adapter is None else await self.load_adapter(adapter))
+
+    async def complete(self, prompt: list[int], params: Any, lora: Any = None) -> Any:
+        """Return vLLM's output for the tokens of a prompt, with the adapter of vLLM's handle ``lora``."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError as Dead
 
-        lora = None if adapter is None else await self.load_adapter(adapter)
         found = None
         try:
             async for output in self.client.generate(

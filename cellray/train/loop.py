@@ -41,6 +41,10 @@ class Alone:
         """While inside, backward passes of what ``parallel`` returned leave the other workers out."""
         return parallel.no_sync() if self.world > 1 and isinstance(parallel, DistributedDataParallel) else nullcontext()
 
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over workers."""
+        return list(values)
+
     def resume(self, read: Callable[[Path], None]) -> None:
         """Call ``read`` with the folder of the latest checkpoint, if there is one."""
 
@@ -64,6 +68,13 @@ class OnRay(Alone):
         from ray.train.torch import prepare_model
 
         return prepare_model(module, move_to_device=False) if self.world > 1 else module
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over workers, all of which must call."""
+        sums = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(sums)
+        return sums.tolist()
 
     def resume(self, read: Callable[[Path], None]) -> None:
         """Call ``read`` with the folder of the latest checkpoint, if there is one."""
@@ -200,7 +211,8 @@ def fit(
                 optimiser.step()
                 _follow(average, trained, plan.average_decay, epoch * steps + step)
         module.eval()
-        means = {name: value / steps for name, value in sums.items()}
+        whole = workers.total(list(sums.values()))
+        means = {name: value / steps / workers.world for name, value in zip(sums, whole, strict=True)}
         with _weights(trained, average):
             score = validate() if validate is not None else float(epoch)
         if score > float(course.best[0]):

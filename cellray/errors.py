@@ -9,6 +9,7 @@ value and the way out. Anything else is a bug and keeps its stack trace.
     ├── RequestError           a request to a served app; it has an HTTP status
     ├── AtlasError             a dataset's versions in an atlas; the others go on
     ├── PuzzleError            one puzzle cannot be asked; it has a code and the others go on
+    ├── StaleWeightsError      rollouts would come, or came, from other weights than the policy's
     ├── SettingError           exit code 2: an option, label file, model or output folder is wrong; the run never starts
     │   ├── InputError         an input path that does not exist or is of no known kind
     │   ├── LabelError         the label set
@@ -84,6 +85,10 @@ class PuzzleError(CellRayError):
 
 class AtlasError(CellRayError):
     """Versions of one dataset in an atlas cannot be used as they are."""
+
+
+class StaleWeightsError(CellRayError):
+    """Rollouts are not of the policy as it is: their weights are older, or give other probabilities."""
 
 
 class RequestError(CellRayError):

@@ -41,6 +41,16 @@ OUTCOME: Final = "outcome"
 ANSWER: Final = "answer"
 SUPPORT: Final = "support"
 REASONING: Final = "reasoning"
+ALTERNATIVES: Final = "alternatives"
+MARKERS: Final = "markers"
+GENE: Final = "gene"
+EXPRESSED: Final = "expressed"
+COUNT: Final = "count"
+HOLDS: Final = "holds"
+PROMPT_TOKENS: Final = "prompt_tokens"
+CACHED_TOKENS: Final = "cached_tokens"
+ANSWER_TOKENS: Final = "answer_tokens"
+ERROR: Final = "error"
 VIEW_X: Final = "x"
 VIEW_Y: Final = "y"
 
@@ -68,6 +78,7 @@ ANNOTATIONS_FILE: Final = "annotations.parquet"
 VIEW_FILE: Final = "view.parquet"
 REASON_DIR: Final = "reason"
 REASONING_FILE: Final = "reasoning.parquet"
+PARTS_DIR: Final = "parts"
 MANIFEST_FILE: Final = "manifest.json"
 SUCCESS_FILE: Final = "_SUCCESS"
 ERROR_FILE: Final = "error.json"
@@ -185,6 +196,35 @@ def reasoning() -> pa.Schema:
             (ANSWER, pa.string()),
             (SUPPORT, pa.float32()),
             (REASONING, pa.string()),
+        ]
+    )
+
+
+def cell_reasons() -> pa.Schema:
+    """One row a cell that a language model was asked about alone, in the input's order.
+
+    ``answer`` is the label as it was written, ``cell_type`` the first type it names (the ontology's name where there is
+    one), ``alternatives`` all of them. ``markers`` are what the reasoning says of genes, ``support`` the share of it
+    that the cell's counts confirm. A cell that could not be asked is rejected; ``error`` says why.
+    """
+    statement = pa.struct([(GENE, pa.string()), (EXPRESSED, pa.bool_()), (COUNT, pa.float32()), (HOLDS, pa.bool_())])
+    return pa.schema(
+        [
+            (ROW, pa.int64()),
+            (CELL_ID, pa.string()),
+            (CELL_TYPE, pa.string()),
+            (CELL_TYPE_ID, pa.string()),
+            (STATUS, pa.string()),
+            (REJECT_CODE, pa.string()),
+            (ANSWER, pa.string()),
+            (ALTERNATIVES, pa.list_(pa.string())),
+            (REASONING, pa.string()),
+            (MARKERS, pa.list_(statement)),
+            (SUPPORT, pa.float32()),
+            (PROMPT_TOKENS, pa.int32()),
+            (CACHED_TOKENS, pa.int32()),
+            (ANSWER_TOKENS, pa.int32()),
+            (ERROR, pa.string()),
         ]
     )
 

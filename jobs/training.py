@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cellray.cluster import ray_session
@@ -28,16 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def trained(
-    worker: Callable[[dict[str, Any]], None], training: Any, name: str, given: argparse.Namespace
+    worker: Callable[[dict[str, Any]], None],
+    training: Any,
+    name: str,
+    given: argparse.Namespace,
+    *,
+    on_gpus: bool = False,
 ) -> Iterator[Path]:
-    """Train on the cluster, from the last checkpoint if there is one; yields the folder of the final state."""
+    """Train on the cluster, from the last checkpoint if there is one; yields the folder of the final state.
+
+    With ``on_gpus`` each worker has one where the cluster has any.
+    """
     with ray_session(given.address) as resources:
         trainer = TorchTrainer(
             worker,
             train_loop_config={"given": training},
-            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if on_gpus and resources.gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=given.workers,
+                use_gpu=on_gpus and resources.gpus > 0,
                 resources_per_worker={"CPU": given.threads or max(1, resources.cpus // given.workers)},
             ),
             run_config=RunConfig(
@@ -47,10 +56,19 @@ def trained(
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
             ),
         )
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise (_ours(error) or error) from error
     if result.checkpoint is None:
         msg = f"training {name!r} ended without a checkpoint; see {given.runs}"
         raise CellRayError(msg)
     with result.checkpoint.as_directory() as folder:
         yield Path(folder)
     sys.stderr.write(f"{name}: {result.metrics}\n")
+
+
+def _ours(error: TrainingFailedError) -> CellRayError | None:
+    """Return the error of ours that made a worker fail, if it was one."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return next((one for one in failures if isinstance(one, CellRayError)), None)

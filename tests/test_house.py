@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "write": BASE,
     "encode": BASE | {"models", "tokenize", "labels"},
     "puzzles": BASE | {"ingest", "labels"},
-    "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles"},
+    "reasoner": BASE | {"ingest", "tokenize", "labels", "puzzles"},
+    "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles", "reasoner", "refine"},
     "report": BASE | {"labels"},
     "plugins": BASE | {"pointer", "ingest", "tokenize", "models", "labels", "encode", "train"},
     # Above the pipeline: it says what is annotated, and the pipeline does it.

@@ -15,6 +15,7 @@ import typer
 from cellray import __version__
 from cellray.cli.plugins import plugins_app
 from cellray.cli.puzzles import puzzles_app
+from cellray.cli.reason import reason
 from cellray.cli.shared import Json, lines, print_json
 from cellray.errors import CellRayError, Terminated, one_line
 
@@ -339,6 +340,9 @@ def convert_model(
     checkpoints.save(out_dir, checkpoint)
     digest = checkpoints.load(str(out_dir)).digest
     typer.echo(f"{out_dir}: {checkpoint.genes.num_rows:,} genes, digest {digest[:12]}")
+
+
+app.command()(reason)
 
 
 def main() -> None:

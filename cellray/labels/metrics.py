@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cellray.labels.ontology import Ontology
+from cellray.labels.ontology import Ontology, normal
+from cellray.labels.spoken import Spoken
 
 BROAD_BRANCHES = (
     "CL:0000542",  # lymphocyte
@@ -79,6 +80,48 @@ def graded(truth_ids: Sequence[str], predicted_ids: Sequence[str], ontology: Ont
     return {relation: counts[relation] / len(truth_array) for relation in _RELATIONS}
 
 
+def graded_score(truth: Spoken, predicted: Spoken, ontology: Ontology) -> float:
+    """Return how right a cell type in words is, from 0 to 1; NaN if the truth names no cell type.
+
+    1: the same cell type, by ontology term or by name. 0.5: it is right but coarser, or finer, within one of
+    ``BROAD_BRANCHES``. 0.25: several are named and one of them would have scored. 0: anything else, no answer
+    included. Of several true names the best counts. After CellReasoner's table of graded pairs, which covers its own
+    predictions only.
+    """
+    if not truth.names:
+        return float("nan")
+    best = max((_grade(one, other, ontology) for one in _named(truth) for other in _named(predicted)), default=0.0)
+    return min(best, 0.25) if predicted.hedged else best
+
+
+def _named(spoken: Spoken) -> list[tuple[str, str]]:
+    return list(zip(spoken.names, spoken.term_ids, strict=True))
+
+
+def _grade(truth: tuple[str, str], predicted: tuple[str, str], ontology: Ontology) -> float:
+    if normal(truth[0]) == normal(predicted[0]):
+        return 1.0
+    relation = _relation(truth[1] or None, predicted[1] or None, ontology)
+    if relation in ("ancestor", "descendant"):
+        shared = ontology.ancestors(truth[1]) & ontology.ancestors(predicted[1])
+        return 0.0 if shared.isdisjoint(BROAD_BRANCHES) else 0.5
+    return float(relation == "exact")
+
+
+def hierarchical_f1(truth_ids: Sequence[str], predicted_ids: Sequence[str], ontology: Ontology) -> float:
+    """Return the F1 of terms with all they are a kind of, summed over cells (Kiritchenko et al. 2006).
+
+    An id that is unknown (``""``) has no terms; the root of all cell types counts for none.
+    """
+    sets = [
+        [ontology.ancestors(term) - {_ROOT} if ontology.find(term) else frozenset() for term in side.tolist()]
+        for side in _pair(truth_ids, predicted_ids)
+    ]
+    both = sum(len(true & told) for true, told in zip(*sets, strict=True))
+    return 2 * both / max(sum(map(len, sets[0])) + sum(map(len, sets[1])), 1)
+
+
+_ROOT = "CL:0000000"
 _RELATIONS = ("exact", "ancestor", "descendant", "same_branch", "other", "unknown")
 
 

@@ -2,15 +2,12 @@
 
 Contract: a part's name is a function of the settings and of the puzzles in it, and it is published in one step; puzzles
 whose answers are in a part of the same settings are not asked again, ``failed`` ones are. A killed actor is started
-anew and its chunks redone, so nothing is lost or doubled. An actor works on several chunks at once, so that the
-engine's batch does not run empty at the end of each. The order of the input does not matter to a result.
+anew and its chunks redone, so nothing is lost or doubled. The order of the input does not matter to a result.
 """
 
 import asyncio
 import hashlib
 import json
-import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,22 +15,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.data import ActorPoolStrategy, DataContext
 
-from cellray import storage
+from cellray import schema, storage
 from cellray.cluster import ray_session
 from cellray.errors import SettingError
+from cellray.pipeline.engines import NUMBER, RunningEngine, through_engines
 from cellray.pipeline.progress import Progress, Silent
 from cellray.puzzles.centroid import Profiles
-from cellray.puzzles.engine import Engine, EngineDeadError, EngineSettings, check_model, check_vllm, locate
+from cellray.puzzles.engine import EngineDeadError, EngineSettings, check_model, check_vllm, locate
 from cellray.puzzles.puzzle import Puzzle
 from cellray.puzzles.remote import solve_served
 from cellray.puzzles.solve import ANSWERS, SolveSettings, solve_all
 
-PARTS_DIR = "parts"
 ANSWERS_FILE = "answers.parquet"
-_CONCURRENT_CHUNKS = 4
-_RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ def solve_puzzles(
         check_model(order.engine.model)
         check_vllm()
     prefix = f"part-{order.key()}"
-    parts = storage.join(order.out, PARTS_DIR)
+    parts = storage.join(order.out, schema.PARTS_DIR)
     distinct = {puzzle.key: puzzle for puzzle in puzzles}
     known = _known(parts, prefix)
     todo = [puzzle for key, puzzle in distinct.items() if key not in known]
@@ -86,75 +80,33 @@ def solve_puzzles(
         for chunk in chunks:
             _put(parts, prefix, chunk, _without_engine(chunk, order))
             progress.advance(len(chunk))
-    elif chunks:
+    elif chunks and order.engine is not None:
         with ray_session(address) as resources:
-            context = DataContext.get_current()
-            context.enable_progress_bars = False
-            logging.getLogger("ray.data").setLevel(logging.ERROR)
-            gpus = order.engine.tensor_parallel if resources.gpus and order.engine else 0
-            held = [ray.put(chunk) for chunk in chunks]
-            done = ray.data.from_items([{"chunk": n} for n in range(len(chunks))], override_num_blocks=len(chunks))
-            answered = done.map_batches(
-                Solver,
-                batch_size=1,
-                batch_format="pyarrow",
-                num_cpus=1,
-                num_gpus=gpus,
-                compute=ActorPoolStrategy(
-                    size=min(order.engines, len(chunks)),
-                    max_tasks_in_flight_per_actor=2 * _CONCURRENT_CHUNKS,
-                    max_concurrent_calls_per_actor=_CONCURRENT_CHUNKS,
-                    enable_true_multi_threading=True,
-                ),
-                fn_constructor_args=(order, held, parts, prefix),
-                # A process of its own: vLLM does not start in one that has loaded Numba, as a reused worker may have.
-                runtime_env={"env_vars": {"VLLM_NO_USAGE_STATS": "1"}},
-            )
-            for row in answered.iter_rows():
+            given = (order, [ray.put(chunk) for chunk in chunks], parts, prefix)
+            for row in through_engines(Solver, given, len(chunks), order.engine, order.engines, resources):
                 progress.advance(row["n"])
     return _collected(order.out, parts, prefix, puzzles)
 
 
 class Solver:
-    """The actor: an engine on an event loop of its own, started anew when its process dies."""
+    """The actor: solves a chunk and publishes its part."""
 
     def __init__(self, order: SolveOrder, chunks: list[Any], parts: str, prefix: str) -> None:
         self._order, self._chunks, self._parts, self._prefix = order, chunks, parts, prefix
-        self._lock = threading.Lock()
-        self._starts = 0
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._engine: Engine | None = self._start()
+        assert order.engine is not None  # noqa: S101 - for the type checker
+        self._engine = RunningEngine(order.engine)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer one chunk and publish its part."""
-        number = batch["chunk"][0].as_py()
-        chunk: list[Puzzle] = ray.get(self._chunks[number])
-        _put(self._parts, self._prefix, chunk, self._answer(chunk))
+        chunk: list[Puzzle] = ray.get(self._chunks[batch[NUMBER][0].as_py()])
+        try:
+            answers = self._engine(
+                lambda engine: solve_all(engine, chunk, self._order.solving, adapter=self._order.adapter)
+            )
+        except EngineDeadError:
+            answers = _without_engine(chunk, self._order)
+        _put(self._parts, self._prefix, chunk, answers)
         return pa.table({"n": [len(chunk)]})
-
-    def _answer(self, chunk: list[Puzzle]) -> pa.Table:
-        while True:
-            engine = self._engine
-            try:
-                work = solve_all(engine, chunk, self._order.solving, adapter=self._order.adapter)
-                return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-            except EngineDeadError:
-                with self._lock:
-                    if self._engine is engine and engine is not None:
-                        engine.close()
-                        self._engine = self._start() if self._starts <= _RESTARTS else None
-                if self._engine is None:
-                    return _without_engine(chunk, self._order)
-
-    def _start(self) -> Engine:
-        self._starts += 1
-
-        async def start() -> Engine:
-            assert self._order.engine is not None  # noqa: S101 - for the type checker
-            return Engine(self._order.engine)
-
-        return asyncio.run_coroutine_threadsafe(start(), self._loop).result()
 
 
 def _without_engine(chunk: list[Puzzle], order: SolveOrder) -> pa.Table:

@@ -1,8 +1,9 @@
 """The language model: vLLM's asynchronous engine, asked for texts and for the likelihood of labels.
 
 Contract: one engine in a process; requests of any number of callers share its batches. Prompts are rendered by the
-model's own chat template and checked against its context before they are sent. Texts end with ``</answer>``. Knows
-adapters by folder. It neither builds puzzles nor judges answers. Importing it does not import vLLM.
+model's own chat template and checked against its context before they are sent. Texts end with ``</answer>`` unless
+the ``Sampling`` says otherwise. Knows adapters by folder. It neither builds puzzles nor judges answers. Importing it
+does not import vLLM.
 """
 
 import asyncio
@@ -36,6 +37,9 @@ class EngineSettings(BaseModel):
     max_sequences: Annotated[int, Field(ge=1, description="answers written at once")] = 128
     cache_bytes: Annotated[int | None, Field(ge=1 << 20, description="key-value cache; CPU: half a GiB")] = None
     gpu_memory: Annotated[float, Field(gt=0, le=1, description="share of a GPU's memory")] = 0.9
+    block: Annotated[
+        int | None, Field(ge=16, description="tokens of a block of the cache; prefixes share whole ones")
+    ] = None
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     adapters: Annotated[int, Field(ge=0, description="LoRA adapters in one batch; 0: none")] = 0
@@ -48,6 +52,7 @@ class Sampling:
     """How texts are drawn: ``n`` of them at ``temperature`` (0: the most likely one), up to ``max_tokens`` each.
 
     ``one_to_one``: candidates and number of cells to decode under, with ``thoughts`` tokens at most before the answer.
+    ``stop``: what ends a text, and stays in it. ``opening``: what the text is made to begin with; it is not returned.
     """
 
     n: int = 1
@@ -56,6 +61,10 @@ class Sampling:
     seed: int = 0
     one_to_one: tuple[tuple[str, ...], int] | None = None
     thoughts: int | None = None
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = (_STOP,)
+    opening: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,7 @@ class Engine:
             "kv_cache_memory_bytes": cache,
             "max_model_len": settings.max_length,
             "gpu_memory_utilization": settings.gpu_memory,
+            "block_size": settings.block,
         }
         if settings.adapters:
             options |= {
@@ -116,7 +126,9 @@ class Engine:
                     # On a CPU vLLM 0.32 cannot rewind the generator of a seeded request whose prompt comes in chunks.
                     enable_chunked_prefill=gpu,
                     disable_log_stats=True,
+                    logprobs_mode="processed_logprobs",  # of what is drawn from: after the temperature
                     logits_processors=["cellray.puzzles.processor:OneToOneProcessor"],
+                    worker_extension_cls="cellray.puzzles.reload.PolicyLoading",
                     seed=settings.seed,
                     **{name: value for name, value in options.items() if value is not None},
                 )
@@ -142,7 +154,7 @@ class Engine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        prompt = self.prompt(messages)
+        prompt = self.prompt(messages, sampling.opening)
         cells = sampling.one_to_one[1] if sampling.one_to_one else 1
         room = self.longest - len(prompt)
         if room < _ANSWER_TOKENS * cells:
@@ -162,11 +174,13 @@ class Engine:
         params = SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
             max_tokens=most,
             seed=None if sampling.temperature == 0 else sampling.seed,
             # One-to-one decoding ends by itself; a tag among the thoughts must not end it before.
-            stop=None if extra else [_STOP],
-            include_stop_str_in_output=extra is None,
+            stop=None if extra or not sampling.stop else list(sampling.stop),
+            include_stop_str_in_output=extra is None and bool(sampling.stop),
             skip_special_tokens=True,
             spaces_between_special_tokens=False,
             extra_args=extra,
@@ -203,9 +217,12 @@ class Engine:
 
         return list(await asyncio.gather(*map(one, endings)))
 
-    def prompt(self, messages: Messages) -> list[int]:
-        """Return the tokens of a chat that the model is to go on with."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    def prompt(self, messages: Messages, opening: str | None = None) -> list[int]:
+        """Return the tokens of a chat that the model is to go on with, behind ``opening`` if one is given.
+
+        An opening takes the place of every ``<think>`` in the chat, as CellReasoner has it.
+        """
+        text = rendered(self.tokenizer, messages, opening)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     async def load_adapter(self, folder: str) -> Any:
@@ -239,10 +256,13 @@ class Engine:
         self.client.shutdown()
 
     async def _one(self, prompt: list[int], params: Any, adapter: str | None) -> Any:
+        return await self.complete(prompt, params, None if adapter is None else await self.load_adapter(adapter))
+
+    async def complete(self, prompt: list[int], params: Any, lora: Any = None) -> Any:
+        """Return vLLM's output for the tokens of a prompt, with the adapter of vLLM's handle ``lora``."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError as Dead
 
-        lora = None if adapter is None else await self.load_adapter(adapter)
         found = None
         try:
             async for output in self.client.generate(
@@ -258,6 +278,12 @@ class Engine:
             msg = "the engine gave no output"
             raise EngineDeadError(msg)
         return found
+
+
+def rendered(tokenizer: Any, messages: Messages, opening: str | None = None) -> str:
+    """Return the text of a chat up to where the model goes on; see ``Engine.prompt``."""
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text if opening is None else text.replace("<think>", "") + opening
 
 
 def locate(model: str) -> str:

@@ -137,7 +137,7 @@ async def _asked(engine: Engine, puzzle: Puzzle, settings: SolveSettings, adapte
         thoughts=settings.thoughts,
     )
     messages = puzzle.messages(settings.placement)
-    reply = await _again(engine, messages, sampling, adapter, settings.tries)
+    reply = await ask_again(engine, messages, sampling, adapter, settings.tries)
     answers = [accepted(text, puzzle) for text in reply.texts]
     found = vote(answers)
     spent = sum(reply.tokens)
@@ -165,7 +165,7 @@ async def _asked(engine: Engine, puzzle: Puzzle, settings: SolveSettings, adapte
     }
 
 
-async def _again(engine: Engine, messages: Any, sampling: Sampling, adapter: str | None, tries: int) -> Reply:
+async def ask_again(engine: Engine, messages: Any, sampling: Sampling, adapter: str | None, tries: int) -> Reply:
     """Ask until there is a reply; a dead engine and a puzzle that cannot be asked are not worth another try."""
     for left in reversed(range(tries)):
         try:

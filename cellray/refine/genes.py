@@ -74,8 +74,14 @@ def highly_variable(found: Moments, n_top_genes: int, flavor: Flavor = "seurat")
     genes = np.flatnonzero(found.spread > _CONSTANT_SPREAD)
     if len(genes) <= n_top_genes:
         return genes
+    return np.sort(by_dispersion(found, flavor)[:n_top_genes])
+
+
+def by_dispersion(found: Moments, flavor: Flavor = "seurat") -> np.ndarray:
+    """Return the indices of the genes that vary, the most dispersed first."""
+    genes = np.flatnonzero(found.spread > _CONSTANT_SPREAD)
     dispersion = _normalised_dispersion(found, flavor)[genes]
-    return np.sort(genes[np.argsort(-dispersion, kind="stable")[:n_top_genes]])
+    return genes[np.argsort(-dispersion, kind="stable")]
 
 
 def _normalised_dispersion(found: Moments, flavor: Flavor) -> np.ndarray:

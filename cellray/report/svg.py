@@ -1,4 +1,4 @@
-"""Charts as inline SVG: bars, histogram, scatter, confusion.
+"""Charts as inline SVG: bars, histogram, curve, scatter, confusion.
 
 Contract: pure functions from numbers to one well-formed ``<svg>`` element, the same bytes for the same input. Every
 text is escaped here, so a hostile name stays text. Nothing is loaded from outside. Text is laid out by an estimate of
@@ -102,6 +102,36 @@ def histogram(counts: Sequence[int], edges: Sequence[float], *, title: str, x_la
         parts.append(f'<rect {shape} fill="{PALETTE[0]}"><title>{start:.3g} to {stop:.3g}: {count:,}</title></rect>')
     y = top + height + 16
     parts += [_text(x_of(tick), y, f"{tick:.10g}", anchor="middle", fill=MUTED) for tick in _ticks(low, high, 8)]
+    parts.append(_text((left + _WIDTH - right) / 2, top + height + 34, x_label, anchor="middle", fill=MUTED))
+    return _svg(_WIDTH, top + height + 42, title, parts)
+
+
+def curve(
+    xs: Sequence[float], values: Sequence[float], smoothed: Sequence[float], *, title: str, x_label: str
+) -> Markup:
+    """Curve of ``values`` over increasing ``xs``, thin, and of ``smoothed`` over the same, bold."""
+    left, right, top, height = 64, 16, 8, 150
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if high - low < 1e-9 * max(abs(high), 1.0):
+        low, high = low - 0.5, high + 0.5
+    first, last = (xs[0], xs[-1]) if len(xs) > 1 else (0.0, 1.0)
+
+    def x_of(value: float) -> float:
+        return left + (_WIDTH - left - right) * (value - first) / (last - first)
+
+    def y_of(value: float) -> float:
+        return top + height * (1 - (value - low) / (high - low))
+
+    parts = []
+    for tick in _ticks(low, high, 4):
+        y = y_of(tick)
+        parts.append(f'<path d="M{left} {_n(y)}H{_WIDTH - right}" stroke="{LINE}"/>')
+        parts.append(_text(left - 8, y + 4, f"{tick:,.10g}", anchor="end", fill=MUTED))
+    for series, look in ((values, 'stroke-opacity="0.35"'), (smoothed, 'stroke-width="2"')):
+        line = " ".join(f"{_n(x_of(x))},{_n(y_of(value))}" for x, value in zip(xs, series, strict=True))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{PALETTE[0]}" {look}/>')
+    y = top + height + 16
+    parts += [_text(x_of(tick), y, f"{tick:.10g}", anchor="middle", fill=MUTED) for tick in _ticks(first, last, 8)]
     parts.append(_text((left + _WIDTH - right) / 2, top + height + 34, x_label, anchor="middle", fill=MUTED))
     return _svg(_WIDTH, top + height + 42, title, parts)
 

@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cellray.errors import SettingError, one_line
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Settings that refuse what they do not know."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class HoldOut(_Strict):
+class HoldOut(Strict):
     """Cells never trained on: a ``fraction`` by hash of the cell name, and the ``values`` of obs column ``key``."""
 
     fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -21,7 +23,7 @@ class HoldOut(_Strict):
     values: tuple[str, ...] = ()
 
 
-class TrainingSet(_Strict):
+class TrainingSet(Strict):
     """One dataset: its file under the data folder and the obs column of labels (for LangCell Cell Ontology ids).
 
     Only scGPT takes a set without labels (None).
@@ -32,7 +34,7 @@ class TrainingSet(_Strict):
     hold_out: HoldOut = HoldOut()
 
 
-class Sizes(_Strict):
+class Sizes(Strict):
     """Sizes of one encoder."""
 
     hidden: int
@@ -43,7 +45,7 @@ class Sizes(_Strict):
     dropout: float = 0.1
 
 
-class _FromFile(_Strict):
+class FromFile(Strict):
     """What a run reads from a YAML file."""
 
     @classmethod
@@ -61,7 +63,7 @@ class _FromFile(_Strict):
             raise SettingError(msg) from error
 
 
-class Architecture(_FromFile):
+class Architecture(FromFile):
     """Which kind of model a configuration is of; the other fields are those of its class."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -69,7 +71,7 @@ class Architecture(_FromFile):
     architecture: Literal["langcell", "scgpt", "qwen2"] = "langcell"
 
 
-class ScGPTPretrainConfig(_FromFile):
+class ScGPTPretrainConfig(FromFile):
     """Pre-training of a small scGPT-architecture base; an epoch is one pass over the training cells."""
 
     architecture: Literal["scgpt"]
@@ -95,7 +97,7 @@ class ScGPTPretrainConfig(_FromFile):
     average_decay: Annotated[float, Field(ge=0, lt=1, description="of the average of weights; 0 keeps the last")] = 0.99
 
 
-class PuzzleLMConfig(_FromFile):
+class PuzzleLMConfig(FromFile):
     """A small language model of puzzles from scratch; ``files`` are labelled datasets. An epoch has ``steps`` steps."""
 
     architecture: Literal["qwen2"]
@@ -119,7 +121,7 @@ class PuzzleLMConfig(_FromFile):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
 
-class PretrainConfig(_FromFile):
+class PretrainConfig(FromFile):
     """The whole run of a LangCell. ``steps`` are optimiser steps of ``batch_cells`` cells per worker."""
 
     architecture: Literal["langcell"] = "langcell"

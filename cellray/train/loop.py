@@ -9,8 +9,8 @@ every epoch. It does not know what is trained.
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cellray.train.checkpoint import restore, save
 
@@ -30,11 +31,19 @@ Write = Callable[[Path], None]
 class Alone:
     """One worker, in this process, without checkpoints."""
 
-    rank, world = 0, 1
+    rank, world, device = 0, 1, torch.device("cpu")
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """Return the module whose forward pass averages gradients over workers."""
         return module
+
+    def alone(self, parallel: nn.Module) -> AbstractContextManager[None]:
+        """While inside, backward passes of what ``parallel`` returned leave the other workers out."""
+        return parallel.no_sync() if self.world > 1 and isinstance(parallel, DistributedDataParallel) else nullcontext()
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over workers."""
+        return list(values)
 
     def resume(self, read: Callable[[Path], None]) -> None:
         """Call ``read`` with the folder of the latest checkpoint, if there is one."""
@@ -48,15 +57,24 @@ class OnRay(Alone):
 
     def __init__(self) -> None:
         import ray.train
+        from ray.train.torch import get_device
 
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = get_device()
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """Return the module whose forward pass averages gradients over workers."""
         from ray.train.torch import prepare_model
 
         return prepare_model(module, move_to_device=False) if self.world > 1 else module
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over workers, all of which must call."""
+        sums = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(sums)
+        return sums.tolist()
 
     def resume(self, read: Callable[[Path], None]) -> None:
         """Call ``read`` with the folder of the latest checkpoint, if there is one."""
@@ -94,6 +112,8 @@ class Plan:
         Epochs without a better validation score after which training ends; None trains to the end.
     average_decay
         Of the moving average of the weights, which is what is validated and kept; 0: the weights themselves.
+    accumulate
+        Batches whose gradients are added up for one step.
     """
 
     epochs: int
@@ -101,6 +121,7 @@ class Plan:
     schedule: Callable[[float], float] = field(default=lambda share: 0.5 * (1 + math.cos(math.pi * share)))
     patience: int | None = None
     average_decay: float = 0.0
+    accumulate: int = 1
 
 
 class Course(nn.Module):
@@ -121,7 +142,7 @@ def fit(
     module: nn.Module,
     trained: nn.Module,
     optimiser: torch.optim.Optimizer,
-    batches: Callable[[int, int, int], list[Any]],
+    batches: Callable[[int, int, int], Sequence[Any]],
     plan: Plan,
     *,
     validate: Callable[[], float] | None = None,
@@ -171,20 +192,27 @@ def fit(
         todo = batches(epoch, workers.rank, workers.world)
         sums: dict[str, float] = {}
         module.train()
-        for step, batch in enumerate(todo):
-            factor = plan.schedule((epoch + step / len(todo)) / plan.epochs)
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            loss, parts = parallel(batch)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained.parameters(), _CLIP)
-            optimiser.step()
-            _follow(average, trained, plan.average_decay, epoch * len(todo) + step)
+        steps = -(-len(todo) // plan.accumulate)
+        for number, batch in enumerate(todo):
+            step, part = divmod(number, plan.accumulate)
+            last = part == plan.accumulate - 1 or number == len(todo) - 1
+            if part == 0:
+                factor = plan.schedule((epoch + step / steps) / plan.epochs)
+                for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                optimiser.zero_grad()
+            with nullcontext() if last else workers.alone(parallel):
+                loss, parts = parallel(batch)
+                loss.backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
+            if last:
+                nn.utils.clip_grad_norm_(trained.parameters(), _CLIP)
+                optimiser.step()
+                _follow(average, trained, plan.average_decay, epoch * steps + step)
         module.eval()
-        means = {name: value / len(todo) for name, value in sums.items()}
+        whole = workers.total(list(sums.values()))
+        means = {name: value / steps / workers.world for name, value in zip(sums, whole, strict=True)}
         with _weights(trained, average):
             score = validate() if validate is not None else float(epoch)
         if score > float(course.best[0]):

@@ -1,0 +1,1 @@
+"""Post-training of language models of puzzles: rejection sampling, supervised fine-tuning, GRPO, merging."""

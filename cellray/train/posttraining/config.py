@@ -86,8 +86,9 @@ class GRPOConfig(Training):
     beta: Annotated[float, Field(ge=0, description="weight of the divergence from the first weights")] = 0.001
     overlong_filter: Annotated[bool, Field(description="an answer cut at max_tokens teaches nothing")] = True
     most_gap: Annotated[
-        float, Field(gt=0, description="mean difference of log-probabilities to the engine's; more is stale weights")
-    ] = 0.05
+        float | None,
+        Field(gt=0, description="mean difference of log-probabilities to the engine's; more is stale weights"),
+    ] = None
     save_steps: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 100
     rollouts: Annotated[int, Field(ge=1, description="rollout actors, one engine each")] = 1
     sequences: Annotated[int, Field(ge=1, description="answers that an engine writes at once")] = 128
@@ -100,4 +101,12 @@ class GRPOConfig(Training):
         if self.adapter is not None and self.adapter.dora:
             msg = "adapter.dora: rollouts need an adapter that vLLM serves; set dora: false, or adapter: null"
             raise ValueError(msg)
+        if self.adapter is not None and self.adapter.dropout:
+            msg = "adapter.dropout: answers are written without it and must be learned from without it; set 0"
+            raise ValueError(msg)
         return self
+
+    @property
+    def allowed_gap(self) -> float:
+        """``most_gap``, or what arithmetic of the precision alone does not reach."""
+        return self.most_gap or (3e-5 if self.dtype == "float32" else 0.05)

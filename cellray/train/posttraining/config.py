@@ -54,6 +54,8 @@ class SFTConfig(Training):
         Literal["trace", "list", "answer"],
         Field(description="what is learned: the record's trace, a line a cell and the answer, or the answer alone"),
     ] = "trace"
+    variants: Annotated[int, Field(ge=1, description="copies of each puzzle, each without some of its genes")] = 1
+    most_dropped: Annotated[float, Field(ge=0, lt=1, description="largest share of a cell's genes left out")] = 0.0
     epochs: Annotated[int, Field(ge=1)] = 3
     batch: Annotated[int, Field(ge=1)] = 8
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -66,6 +68,13 @@ class SFTConfig(Training):
     def _preset(cls, given: Any) -> Any:
         known = PRESETS.get(given.get("preset") or "", {}) if isinstance(given, dict) else {}
         return {**known, **given} if known else given
+
+    @model_validator(mode="after")
+    def _traces_name_genes(self) -> Self:
+        if self.most_dropped and self.said == "trace":
+            msg = "most_dropped: a trace may name the genes that are left out; set said: list or answer"
+            raise ValueError(msg)
+        return self
 
 
 class GRPOConfig(Training):

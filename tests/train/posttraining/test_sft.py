@@ -16,7 +16,7 @@ from cellray.errors import InputError, ModelError
 from cellray.puzzles import records
 from cellray.puzzles.puzzle import Puzzle
 from cellray.train.posttraining.config import SFTConfig
-from cellray.train.posttraining.examples import IGNORED, Example, dialogue, examples, packed
+from cellray.train.posttraining.examples import IGNORED, Example, dialogue, examples, packed, thinned
 from cellray.train.posttraining.policy import Policy, open_tokenizer
 from cellray.train.posttraining.sft import Learner, Segment, SFTInput, train
 from jobs import merge, sft
@@ -87,6 +87,17 @@ def test_loss_and_gradient_do_not_depend_on_the_split(tiny_lm, world, batch, acc
     torch.testing.assert_close(other, gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_thinned_puzzles_keep_order_answers_and_a_gene():
+    puzzle = made_up(1, sizes=(5,))[0]
+    found = [thinned(puzzle, 0.9, np.random.default_rng(seed)) for seed in range(30)]
+    assert len({one.cells for one in found}) > 10
+    for one in found:
+        assert (one.answer, one.candidates) == (puzzle.answer, puzzle.candidates)
+        for genes, whole in zip(one.cells, puzzle.cells, strict=True):
+            assert genes
+            assert list(genes) == [gene for gene in whole if gene in genes]
+
+
 def test_presets_and_what_overrides_them():
     told = SFTConfig(name="x", model="m", preset="released", epochs=2)
     assert (told.epochs, told.batch, told.accumulate, told.max_length, told.adapter.dora) == (2, 6, 16, 4096, True)
@@ -146,6 +157,7 @@ def test_an_adapter_merges_and_belongs_to_its_base(tiny_lm, tmp_path, capsys):
         ({"puzzles": ["nothing.parquet"]}, "nothing.parquet"),
         ({"model": "nowhere"}, "no config.json"),
         ({"said": "trace"}, "no reasoning trace"),
+        ({"said": "trace", "most_dropped": 0.5}, "set said: list"),
         ({"max_length": 16}, "all 48 examples are longer than 16 tokens"),
     ],
 )

@@ -47,9 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = SFTJob.read(given.config)
         check_model(config.model)
         solved = [puzzle for uri in config.puzzles for puzzle in records.read(uri)]
-        if config.most_dropped:
-            rng = np.random.default_rng([config.seed, 2])
-            solved = [thinned(one, config.most_dropped, rng) for one in solved * config.variants]
+        rng = np.random.default_rng([config.seed, 2])
+        solved = [thinned(one, config.most_dropped, rng) for one in solved * config.variants]
         told = fine_tune(config, [dialogue(one, config.said, config.placement) for one in solved], given, given.out)
     except CellRayError as error:
         sys.stderr.write(f"error: {one_line(error)}\n")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
 from cellray import storage
@@ -22,7 +23,7 @@ from cellray.puzzles.engine import check_model, locate
 from cellray.train.checkpoint import restore
 from cellray.train.loop import Course
 from cellray.train.posttraining.config import SFTConfig
-from cellray.train.posttraining.examples import Dialogue, dialogue, examples
+from cellray.train.posttraining.examples import Dialogue, dialogue, examples, thinned
 from cellray.train.posttraining.policy import Policy, context_of, open_tokenizer
 from cellray.train.posttraining.sft import SFTInput, sft_worker, split
 from jobs.training import add_arguments, trained
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = SFTJob.read(given.config)
         check_model(config.model)
         solved = [puzzle for uri in config.puzzles for puzzle in records.read(uri)]
+        rng = np.random.default_rng([config.seed, 2])
+        solved = [thinned(one, config.most_dropped, rng) for one in solved * config.variants]
         told = fine_tune(config, [dialogue(one, config.said, config.placement) for one in solved], given, given.out)
     except CellRayError as error:
         sys.stderr.write(f"error: {one_line(error)}\n")

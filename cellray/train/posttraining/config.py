@@ -54,6 +54,8 @@ class SFTConfig(Training):
         Literal["trace", "list", "answer"],
         Field(description="what is learned: the record's trace, a line a cell and the answer, or the answer alone"),
     ] = "trace"
+    variants: Annotated[int, Field(ge=1, description="copies of each puzzle, each without some of its genes")] = 1
+    most_dropped: Annotated[float, Field(ge=0, lt=1, description="largest share of a cell's genes left out")] = 0.0
     epochs: Annotated[int, Field(ge=1)] = 3
     batch: Annotated[int, Field(ge=1)] = 8
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -66,6 +68,13 @@ class SFTConfig(Training):
     def _preset(cls, given: Any) -> Any:
         known = PRESETS.get(given.get("preset") or "", {}) if isinstance(given, dict) else {}
         return {**known, **given} if known else given
+
+    @model_validator(mode="after")
+    def _traces_name_genes(self) -> Self:
+        if self.most_dropped and self.said == "trace":
+            msg = "most_dropped: a trace may name the genes that are left out; set said: list or answer"
+            raise ValueError(msg)
+        return self
 
 
 class GRPOConfig(Training):
@@ -86,8 +95,9 @@ class GRPOConfig(Training):
     beta: Annotated[float, Field(ge=0, description="weight of the divergence from the first weights")] = 0.001
     overlong_filter: Annotated[bool, Field(description="an answer cut at max_tokens teaches nothing")] = True
     most_gap: Annotated[
-        float, Field(gt=0, description="mean difference of log-probabilities to the engine's; more is stale weights")
-    ] = 0.05
+        float | None,
+        Field(gt=0, description="mean difference of log-probabilities to the engine's; more is stale weights"),
+    ] = None
     save_steps: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 100
     rollouts: Annotated[int, Field(ge=1, description="rollout actors, one engine each")] = 1
     sequences: Annotated[int, Field(ge=1, description="answers that an engine writes at once")] = 128
@@ -100,4 +110,12 @@ class GRPOConfig(Training):
         if self.adapter is not None and self.adapter.dora:
             msg = "adapter.dora: rollouts need an adapter that vLLM serves; set dora: false, or adapter: null"
             raise ValueError(msg)
+        if self.adapter is not None and self.adapter.dropout:
+            msg = "adapter.dropout: answers are written without it and must be learned from without it; set 0"
+            raise ValueError(msg)
         return self
+
+    @property
+    def allowed_gap(self) -> float:
+        """``most_gap``, or what arithmetic of the precision alone does not reach."""
+        return self.most_gap or (3e-5 if self.dtype == "float32" else 0.05)

@@ -8,7 +8,7 @@ positions start anew with each, by which the attention of ``transformers`` keeps
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,15 @@ def dialogue(puzzle: Puzzle, said: str, placement: Any) -> Dialogue:
         raise InputError(msg)
     text = {"trace": puzzle.trace, "answer": written("", puzzle.answer), "list": solution(puzzle)}[said]
     return Dialogue(puzzle.messages(placement), text)
+
+
+def thinned(puzzle: Puzzle, most: float, rng: np.random.Generator) -> Puzzle:
+    """Return the puzzle without a share of each cell's genes, at random up to ``most``; a cell keeps one at least."""
+    kept = []
+    for genes in puzzle.cells:
+        shown = np.flatnonzero(rng.random(len(genes)) >= rng.uniform(0, most))
+        kept.append(tuple(genes[at] for at in shown) or genes[:1])
+    return replace(puzzle, cells=tuple(kept))
 
 
 def prompt_tokens(tokenizer: Any, messages: Messages, opening: str | None = None) -> list[int]:

@@ -214,9 +214,9 @@ class GRPO:
 
     def _check(self, gap: float) -> None:
         """Refuse answers that the policy, as it is, would not give with the engine's probabilities."""
-        if gap > self.config.most_gap:
+        if gap > self.config.allowed_gap:
             msg = (
-                f"rollouts differ from the policy by {gap:.3g} in log-probability (most_gap is {self.config.most_gap}):"
+                f"rollouts differ from the policy by {gap:.3g} in log-probability (allowed: {self.config.allowed_gap}):"
                 " the engine does not hold its weights"
             )
             raise StaleWeightsError(msg)

@@ -71,6 +71,7 @@ class Policy(nn.Module):
         self.causal = base
         torch.manual_seed(config.seed)
         self.model = base if config.adapter is None else with_adapter(base, config.adapter, self.digest)
+        self.eval()
 
     @property
     def has_adapter(self) -> bool:

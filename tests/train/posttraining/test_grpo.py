@@ -129,9 +129,10 @@ def test_what_is_no_answer_is_punished(text):
     assert batch(text, PUZZLE) == mixed(text, PUZZLE) == -1
 
 
-def test_an_adapter_that_the_engine_cannot_serve_is_refused():
-    with pytest.raises(ValueError, match="dora: false"):
-        GRPOConfig(name="x", model="m", steps=1, adapter={"rank": 4, "dora": True})
+@pytest.mark.parametrize(("adapter", "says"), [({"dora": True}, "dora: false"), ({"dropout": 0.1}, "set 0")])
+def test_an_adapter_that_rollouts_cannot_have_is_refused(adapter, says):
+    with pytest.raises(ValueError, match=says):
+        GRPOConfig(name="x", model="m", steps=1, adapter=adapter)
 
 
 def test_the_reference_of_an_adapter_is_the_model_it_began_with(tiny_lm):

@@ -91,7 +91,7 @@ def test_synced_weights_give_the_policys_probabilities_and_stale_ones_do_not(act
 
 def test_weights_that_did_not_arrive_end_the_step(actor, tiny_lm):
     """The engine says it has them and has not: only the probabilities tell."""
-    told = config(tiny_lm)
+    told = config(tiny_lm, adapter=None)
     loop = GRPO(GRPOInput(told, prompts_of(tiny_lm, 4), batch, [actor], 0, None), Alone())
     send = loop.writers.send
 
@@ -106,7 +106,7 @@ def test_weights_that_did_not_arrive_end_the_step(actor, tiny_lm):
 
 
 def test_a_killed_actor_is_given_the_weights_again(actor, tiny_lm):
-    told = config(tiny_lm)
+    told = config(tiny_lm, adapter=None)
     policy, writers = shaken(Policy(told)), Writers([actor], told, Alone())
     wishes = [Wish(one.tokens, (1, 2)) for one in prompts_of(tiny_lm, 3)]
     writers.send(policy, 1)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from cellray.errors import InputError, ModelError
 from cellray.puzzles import records
 from cellray.puzzles.puzzle import Puzzle
 from cellray.train.posttraining.config import SFTConfig
-from cellray.train.posttraining.examples import IGNORED, Example, dialogue, examples, packed
-from cellray.train.posttraining.merge import merge
+from cellray.train.posttraining.examples import IGNORED, Example, dialogue, examples, packed, thinned
 from cellray.train.posttraining.policy import Policy, open_tokenizer
 from cellray.train.posttraining.sft import Learner, Segment, SFTInput, train
-from jobs import sft
+from jobs import merge, sft
+from jobs.grpo import GRPOJob
 from tests.killing import killed_worker
 from tests.train.posttraining.conftest import made_up, write_language_model
 
@@ -86,6 +87,17 @@ def test_loss_and_gradient_do_not_depend_on_the_split(tiny_lm, world, batch, acc
     torch.testing.assert_close(other, gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_thinned_puzzles_keep_order_answers_and_a_gene():
+    puzzle = made_up(1, sizes=(5,))[0]
+    found = [thinned(puzzle, 0.9, np.random.default_rng(seed)) for seed in range(30)]
+    assert len({one.cells for one in found}) > 10
+    for one in found:
+        assert (one.answer, one.candidates) == (puzzle.answer, puzzle.candidates)
+        for genes, whole in zip(one.cells, puzzle.cells, strict=True):
+            assert genes
+            assert list(genes) == [gene for gene in whole if gene in genes]
+
+
 def test_presets_and_what_overrides_them():
     told = SFTConfig(name="x", model="m", preset="released", epochs=2)
     assert (told.epochs, told.batch, told.accumulate, told.max_length, told.adapter.dora) == (2, 6, 16, 4096, True)
@@ -113,7 +125,7 @@ def test_a_killed_worker_changes_nothing(tiny_lm, solved, tmp_path):
         torch.testing.assert_close(found, value.detach(), atol=1e-5, rtol=0)
 
 
-def test_an_adapter_merges_and_belongs_to_its_base(tiny_lm, tmp_path):
+def test_an_adapter_merges_and_belongs_to_its_base(tiny_lm, tmp_path, capsys):
     start = input_of(tiny_lm, made_up(12), adapter={"rank": 2, "dora": True}, epochs=2)
     policy, trained, _ = train(start)
     assert sum(one.numel() for one in trained.parameters()) < 10_000
@@ -123,15 +135,16 @@ def test_an_adapter_merges_and_belongs_to_its_base(tiny_lm, tmp_path):
         with policy.reference():
             assert not torch.allclose(policy(rows), learned, atol=1e-2)
     policy.save_adapter(tmp_path / "adapter")
-    merge(str(tiny_lm), tmp_path / "adapter", tmp_path / "merged")
+    given = ["--adapter", str(tmp_path / "adapter"), "--out"]
+    assert merge.main(["--model", str(tiny_lm), *given, str(tmp_path / "merged")]) == 0
     policy.save_model(tmp_path / "model", open_tokenizer(str(tiny_lm)))
     for folder in ("merged", "model"):
         with torch.no_grad():
             found = Policy(config(tmp_path / folder)).eval()(rows)
         torch.testing.assert_close(found, learned, atol=1e-4, rtol=0)
     other = write_language_model(tmp_path / "other", seed=1)
-    with pytest.raises(ModelError, match="another model"):
-        merge(str(other), tmp_path / "adapter", tmp_path / "wrong")
+    assert merge.main(["--model", str(other), *given, str(tmp_path / "wrong")]) == 2
+    assert "trained on another model" in capsys.readouterr().err
     with pytest.raises(ModelError, match="checkpoint is of another model"):
         Policy(config(other)).trained().load_state_dict(Policy(config(tiny_lm)).trained().state_dict())
 
@@ -144,6 +157,7 @@ def test_an_adapter_merges_and_belongs_to_its_base(tiny_lm, tmp_path):
         ({"puzzles": ["nothing.parquet"]}, "nothing.parquet"),
         ({"model": "nowhere"}, "no config.json"),
         ({"said": "trace"}, "no reasoning trace"),
+        ({"said": "trace", "most_dropped": 0.5}, "set said: list"),
         ({"max_length": 16}, "all 48 examples are longer than 16 tokens"),
     ],
 )
@@ -159,3 +173,10 @@ def test_a_users_mistake_is_one_line(tiny_lm, solved, tmp_path, capsys, change, 
 def test_puzzles_without_answers_are_refused():
     with pytest.raises(InputError, match="0 answers for 1 cells"):
         dialogue(Puzzle("x ", (("A",),), ("a",)), "answer", "appended")
+
+
+def test_the_shipped_configurations_are_read():
+    folder = Path(sft.__file__).parent / "configs"
+    for kind, job in (("sft", sft.SFTJob), ("grpo", GRPOJob)):
+        found = [job.read(path) for path in folder.glob(f"*-{kind}.yaml")]
+        assert len(found) == 2

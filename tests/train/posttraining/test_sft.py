@@ -18,7 +18,7 @@ from cellray.puzzles.puzzle import Puzzle
 from cellray.train.posttraining.config import SFTConfig
 from cellray.train.posttraining.examples import IGNORED, Example, dialogue, examples, packed, thinned
 from cellray.train.posttraining.policy import Policy, open_tokenizer
-from cellray.train.posttraining.sft import Learner, Segment, SFTInput, train
+from cellray.train.posttraining.sft import Learner, Segment, SFTInput, split, train
 from jobs import merge, sft
 from jobs.grpo import GRPOJob
 from tests.killing import killed_worker
@@ -35,7 +35,7 @@ def input_of(model, puzzles, **more):
     told = config(model, **more)
     tokenizer = open_tokenizer(told.model)
     found, _ = examples(tokenizer, [dialogue(one, told.said, told.placement) for one in puzzles], 128)
-    return SFTInput(told, found, [], tokenizer.pad_token_id)
+    return SFTInput(told, split(found, told)[0], [], tokenizer.pad_token_id)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))

@@ -34,7 +34,7 @@ _STYLE = Markup(
 def write_curves(uri: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the page of ``rows``, each with its ``step`` and numbers by name."""
     parts = [
-        Markup("<h2>{}</h2>{}").format(text, _curve(rows, name, text))
+        Markup("<h2>{}</h2>{}").format(text, curve(rows, name))
         for name, text in _NAMES.items()
         if rows and name in rows[0]
     ]
@@ -46,10 +46,11 @@ def write_curves(uri: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Non
     storage.put(uri, page.encode())
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], name: str, text: str) -> Markup:
+def curve(rows: Sequence[Mapping[str, Any]], name: str) -> Markup:
+    """Return the number ``name`` of ``rows`` by step, as SVG."""
     values = np.array([float(row[name]) for row in rows])
     steps = [float(row["step"]) for row in rows]
-    return svg.curve(steps, values.tolist(), smooth(values).tolist(), title=text, x_label="step")
+    return svg.curve(steps, values.tolist(), smooth(values).tolist(), title=_NAMES[name], x_label="step")
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cellray.cluster import ray_session
 from cellray.puzzles.puzzle import Puzzle
+from cellray.report.curves import curve
 from cellray.train.loop import Alone
 from cellray.train.posttraining.config import Adapter, GRPOConfig, SFTConfig
 from cellray.train.posttraining.examples import Example, dialogue, examples, packed, prompt_tokens
@@ -54,10 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.grpo", description=__doc__)
     learning.add_arguments(parser, required=False)
     parser.add_argument("--toy-steps", type=int, default=100)
+    parser.add_argument("--picture", type=Path, default=None, help="SVG file that receives the toy's rewards")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     with ray_session(cpus=4), tempfile.TemporaryDirectory() as folder:
-        found = {**synced(), **data_parallel(Path(folder)), **taught(Path(folder), given.toy_steps)}
+        found = {**synced(), **data_parallel(Path(folder)), **taught(Path(folder), given.toy_steps, given.picture)}
         if given.puzzles is not None:
             found |= learned(learning.study(given))
     text = (
@@ -145,7 +147,7 @@ def data_parallel(folder: Path) -> dict[str, float]:
     return {"dp_loss_gap": abs(losses[0] - losses[1])}
 
 
-def taught(folder: Path, steps: int) -> dict[str, float]:
+def taught(folder: Path, steps: int, picture: Path | None = None) -> dict[str, float]:
     """Learn the toy."""
     config = toy.toy_config(toy.toy_model(folder), steps)
     (actor,) = start_rollouts(config)
@@ -153,6 +155,8 @@ def taught(folder: Path, steps: int) -> dict[str, float]:
     loop.run()
     ray.kill(actor)
     rewards = [row["reward"] for row in loop.metrics.rows]
+    if picture is not None:
+        picture.write_text(str(curve(loop.metrics.rows, "reward")))
     return {"toy_start": float(np.mean(rewards[:_ENDS])), "toy_reward": float(np.mean(rewards[-_ENDS:]))}
 
 

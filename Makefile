@@ -9,21 +9,22 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Ray would otherwise rebuild the environment in every worker when it is started by uv.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: install demo test test-cluster test-alone lint
+.PHONY: install demo test test-first test-second lint
 install: $(VENV)/.core
 
 demo: $(VENV)/.core
 	$(BIN)/python -m jobs.demo --out out/demo
 
-# Two processes side by side: what needs Ray, and the rest, each on the threads that the other leaves.
+# Two processes side by side, about as long as one another, each with a Ray of its own and one thread for numbers.
+FIRST_HALF := tests/deployments tests/faults tests/jobs
 test: $(VENV)/.test
-	$(MAKE) --jobs=2 --output-sync=target test-cluster lint test-alone
+	$(MAKE) --jobs=2 --output-sync=target test-first test-second lint
 
-test-cluster: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m cluster
+test-first: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FIRST_HALF)
 
-test-alone: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not cluster"
+test-second: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(FIRST_HALF))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -21,14 +21,6 @@ hypothesis.settings.load_profile("cellray")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs Ray: `make test` runs that in one process, with one Ray, and all else beside it."""
-    for item in items:
-        if "ray" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.cluster)
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Endpoint of an S3 server; the environment names it, so that child processes find it as well."""

@@ -16,7 +16,7 @@ demo: $(VENV)/.core
 	$(BIN)/python -m jobs.demo --out out/demo
 
 # Two processes side by side, about as long as one another, each with a Ray of its own and one thread for numbers.
-FIRST_HALF := tests/deployments tests/faults tests/jobs
+FIRST_HALF := tests/deployments tests/faults tests/jobs tests/puzzles
 test: $(VENV)/.test
 	$(MAKE) --jobs=2 --output-sync=target test-first test-second lint
 

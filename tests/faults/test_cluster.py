@@ -42,7 +42,7 @@ def world(tmp_path_factory):
 def running(world):
     quick = {
         "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "2000",
+        "RAY_health_check_timeout_ms": "20000",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     }
     with cluster(

@@ -102,14 +102,14 @@ def settings(folder, **more):
         "genes": SENTENCE,
         "min_genes": 1,
         "stages": [
-            {"name": "scaffold", "reasoned": [str(folder / "reasons.json")], "learning_rate": 0.01, "epochs": 20},
-            {"name": "infusion", "direct": [str(folder / "cells.h5ad")], "learning_rate": 0.01, "epochs": 8},
+            {"name": "scaffold", "reasoned": [str(folder / "reasons.json")], "learning_rate": 0.01, "epochs": 4},
+            {"name": "infusion", "direct": [str(folder / "cells.h5ad")], "learning_rate": 0.01, "epochs": 2},
             {
                 "name": "fusion",
                 "reasoned": [str(folder / "reasons.json")],
                 "replay": 0.5,
                 "learning_rate": 0.01,
-                "epochs": 10,
+                "epochs": 2,
             },
         ],
         **more,
@@ -121,8 +121,8 @@ def folder(tmp_path_factory):
     """Model, training cells, reasons, and other cells."""
     folder = tmp_path_factory.mktemp("craft")
     write_model(folder / "base")
-    write_cells(folder / "cells.h5ad", 64, 0)
-    write_reasons(folder / "reasons.json", 32, 0)
+    write_cells(folder / "cells.h5ad", 256, 0)
+    write_reasons(folder / "reasons.json", 160, 0)
     write_cells(folder / "other.h5ad", 40, 1)
     return folder
 
@@ -168,7 +168,7 @@ def check(rows, facts):
 def test_three_stages_and_both_modes(crafted, folder, job, tmp_path, capsys):
     model, told = crafted
     assert list(told["stages"]) == ["scaffold", "infusion", "fusion"]
-    assert [stage["examples"] for stage in told["stages"].values()] == [32, 62, 63]
+    assert [stage["examples"] for stage in told["stages"].values()] == [160, 254, 287]
     assert told["left_out"] == {"empty_cell": 1, "no_label": 1}
     assert SentenceForm.of(model) == SentenceForm(genes=SENTENCE)
 
@@ -225,7 +225,7 @@ def test_a_listed_form_and_held_out_cells(folder, tmp_path):
     form = config.sentence_form()
     assert (form.form, form.genes) == ("hvg_rank", 2)
     found = lessons(config, form)
-    assert 15 < found.left_out["held_out"] < 45
+    assert 60 < found.left_out["held_out"] < 190
     for one in found.stages[1]:
         assert one.messages[1]["content"] in {"G9", "G1", "G0", "G9, G1", "G9, G0", "G1, G0"}
 

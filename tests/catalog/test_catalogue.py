@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from cellray.catalog.catalogue import read_catalogue
+from cellray.catalog.plan import make_plan
 from cellray.errors import SettingError
 
 ONE = {"id": "pbmc", "uri": "pbmc.h5ad"}
@@ -60,3 +61,21 @@ def test_a_setting_that_annotate_refuses_is_refused(tmp_path):
     found = read_catalogue(written(tmp_path, settings={"alpha": 7}))
     with pytest.raises(SettingError, match="alpha"):
         found.annotating(found.datasets[0], "work", None)
+
+
+def test_who_reasons_is_found_from_the_catalogue_and_told_apart_by_content(tmp_path):
+    (tmp_path / "catalog.yaml").write_text(
+        "atlas: atlas\nsettings: {reason: models/llm}\ndatasets:\n  - {id: a, uri: a.h5ad}\n"
+    )
+    found = read_catalogue(str(tmp_path / "catalog.yaml"))
+    assert found.settings["reason"] == f"{tmp_path}/models/llm"
+    (tmp_path / "a.h5ad").write_bytes(b"cells")
+    model = tmp_path / "models" / "llm"
+    model.mkdir(parents=True)
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    named = []
+    for text in ("{}", '{"other": 1}'):
+        (model / "config.json").write_text(text)
+        (step,) = make_plan(found)
+        named.append(step.fingerprint["reasoner"])
+    assert named[0] != named[1]

@@ -248,7 +248,7 @@ def test_a_list_made_of_the_training_cells(folder):
     assert (form.form, form.genes, form.ranked[:4]) == ("hvg_rank", 3, tuple(by_scanpy[:4]))
     assert set(form.ranked) == set(by_scanpy)
     found = lessons(config, form)
-    assert found.left_out["no_label"] == 16
+    assert found.left_out["no_label"] == 64
     places = {gene: at for at, gene in enumerate(form.ranked)}
     for one in found.stages[0]:
         told = [places[gene] for gene in one.messages[1]["content"].split(", ")]

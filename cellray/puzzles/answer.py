@@ -52,11 +52,13 @@ def lenient(text: str, candidates: Sequence[str]) -> tuple[str, ...]:
     """
     blocks = _BLOCK.findall(text)
     body = (blocks[-1] if blocks else text.rsplit("</think>", 1)[-1]).strip()
-    spelling = {fold(name): name for name in candidates}
+    # Of candidates that differ in spaces or dashes alone, each is known by its own spelling.
+    spelling = {fold(name): name for name in candidates} | {name: name for name in candidates}
     best: tuple[str, ...] = ()
     for separator in ("|", "\n", ";", ","):
         pieces = [_NUMBERED.sub("", piece.strip()).strip(" .*\"'`") for piece in body.split(separator)]
-        named = tuple(spelling[fold(piece)] for piece in pieces if fold(piece) in spelling)
+        known = (spelling.get(piece) or spelling.get(fold(piece)) for piece in pieces)
+        named = tuple(name for name in known if name is not None)
         if len(named) > len(best):
             best = named
     return best

@@ -86,3 +86,9 @@ def test_written_answers_are_read_back(labels, thoughts):
     text = written(thoughts.replace("<", ""), labels)
     assert accepted(text, PUZZLE) == tuple(labels)
     assert reasoning(text) == thoughts.replace("<", "").strip()
+
+
+def test_candidates_that_differ_in_dashes_alone_keep_their_own_spelling():
+    puzzle = Puzzle("x ", (("A",), ("B",), ("C",)), ("T cell", "T-cell", "T cell-"))
+    answer = ("T cell-", "T cell", "T-cell")
+    assert accepted(written("", answer), puzzle) == answer

@@ -140,12 +140,12 @@ def solve(
     from cellray.puzzles import records
     from cellray.puzzles.centroid import Profiles
     from cellray.puzzles.engine import EngineSettings
-    from cellray.puzzles.reasoner import identify, is_url
+    from cellray.puzzles.reasoner import check, is_url
     from cellray.puzzles.solve import SolveSettings
     from cellray.settings import checked
 
     if model is not None:
-        identify(model)
+        check(model)
     order = SolveOrder(
         out=storage.absolute(out),
         engine=None

@@ -15,8 +15,8 @@ def is_url(reasoner: str) -> bool:
     return reasoner.startswith(("http://", "https://"))
 
 
-def identify(reasoner: str) -> str:
-    """Check a reasoner; returns what answers are a function of: the hash of the model's folder, or the URL.
+def check(reasoner: str) -> None:
+    """Refuse what cannot reason, without reading weights.
 
     Raises
     ------
@@ -26,9 +26,14 @@ def identify(reasoner: str) -> str:
     if not is_url(reasoner):
         check_model(reasoner)
         check_vllm()
-        return storage.content_hash(locate(reasoner))
+        return
     parts = urlsplit(reasoner)
     if not parts.hostname or parts.username or parts.query or parts.fragment:
         msg = f"model {reasoner!r}: give http(s)://host[:port] of a served app; its key belongs into $CELLRAY_API_KEY"
         raise SettingError(msg)
-    return reasoner
+
+
+def identify(reasoner: str) -> str:
+    """Check a reasoner; returns what its answers are a function of: the hash of the model's folder, or the URL."""
+    check(reasoner)
+    return reasoner if is_url(reasoner) else storage.content_hash(locate(reasoner))

@@ -238,7 +238,9 @@ def test_a_version_that_cannot_be_read_is_not_switched_to(app, registry, liver, 
 
 def test_a_killed_replica_fails_no_request(app, cells):
     def replicas():
-        return [one.pid for one in psutil.process_iter() if "ServeReplica:plugins:Labeller" in " ".join(one.cmdline())]
+        # Processes may be gone, or dead and not yet reaped, while they are looked at; those have no command line here.
+        running = psutil.process_iter(["cmdline"])
+        return [one.pid for one in running if "ServeReplica:plugins:Labeller" in " ".join(one.info["cmdline"] or ())]
 
     before = replicas()
     assert len(before) == 2

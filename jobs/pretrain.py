@@ -101,7 +101,7 @@ def puzzles(config: PuzzleLMConfig, given: argparse.Namespace) -> None:
     n_cells = sum(len(cells) for typed in training.sets for cells in typed.by_type.values())
     sys.stdout.write(f"{n_cells} training cells, {len(training.genes)} genes, {len(training.labels)} labels\n")
     trainer = PuzzleLMTrainer(training)
-    with trained(pretrain_puzzles_worker, training, config.name, given) as folder:
+    with trained(pretrain_puzzles_worker, training, config.name, given, on_gpus=True) as folder:
         restore(folder, {"best": trainer})
     save_puzzle_model(given.out, trainer)
 

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
-from cellray.cluster import ray_session
-from jobs.bench.synthetic import write_cells, write_model
 from tests.golden import Golden
+
+# Ray, S3 and AnnData are imported where they are used: the tests of GPUs run without them.
 
 # Machines that run tests are busy: an example that takes long is no failure.
 hypothesis.settings.register_profile("cellray", deadline=None)
@@ -24,6 +22,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Endpoint of an S3 server; the environment names it, so that child processes find it as well."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -43,6 +44,8 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str) -> str:
     """URI of an empty bucket."""
+    import s3fs
+
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}"
@@ -71,6 +74,8 @@ def golden(shared: Path) -> Golden:
 @pytest.fixture(scope="session")
 def ray(s3_server: str) -> Iterator[None]:
     """One Ray for the whole session; its workers know the S3 server."""
+    from cellray.cluster import ray_session
+
     with ray_session(cpus=3):
         yield
 
@@ -78,6 +83,8 @@ def ray(s3_server: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with random weights and 300 genes."""
+    from jobs.bench.synthetic import write_model
+
     return write_model(tmp_path_factory.mktemp("model") / "tiny", 300)
 
 
@@ -85,6 +92,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 cells of 300 genes: row 5 is empty, rows 17 and 40 have a handful of genes."""
     import anndata
+
+    from jobs.bench.synthetic import write_cells
 
     path = write_cells(tmp_path_factory.mktemp("cells") / "cells.h5ad", 48, 300, 60)
     data = anndata.read_h5ad(path)

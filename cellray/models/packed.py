@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _HALF = (torch.float16, torch.bfloat16)
+_HEAD_STEP = 8  # the kernel of ragged attention takes heads of such widths only
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, queries: Segments, keys
     Tensor
         (tq, width).
     """
-    if query.is_cuda and query.dtype in _HALF:
+    if query.is_cuda and query.dtype in _HALF and query.shape[-1] // heads % _HEAD_STEP == 0:
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = (states.unflatten(-1, (heads, -1)) for states in (query, key, value))

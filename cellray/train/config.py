@@ -117,6 +117,8 @@ class PuzzleLMConfig(FromFile):
     epochs: Annotated[int, Field(ge=1)] = 10
     steps: Annotated[int, Field(ge=1)] = 500
     batch_puzzles: Annotated[int, Field(ge=1)] = 8
+    drawers: Annotated[int, Field(ge=0, description="processes that draw puzzles for a worker; 0: it does")] = 0
+    validation_puzzles: Annotated[int, Field(ge=1, description="by which the epoch that is kept is chosen")] = 240
     learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 

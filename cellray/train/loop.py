@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,10 +28,20 @@ _FIRST_STEPS = 10
 Write = Callable[[Path], None]
 
 
+class Batches(Protocol):
+    """Batches of an epoch, drawn or read as they are asked for."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
 class Alone:
     """One worker, in this process, without checkpoints."""
 
-    rank, world, device = 0, 1, torch.device("cpu")
+    rank, world = 0, 1
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """Return the module whose forward pass averages gradients over workers."""
@@ -142,7 +152,7 @@ def fit(
     module: nn.Module,
     trained: nn.Module,
     optimiser: torch.optim.Optimizer,
-    batches: Callable[[int, int, int], Sequence[Any]],
+    batches: Callable[[int, int, int], Batches],
     plan: Plan,
     *,
     validate: Callable[[], float] | None = None,

@@ -1,8 +1,9 @@
 """A small language model of puzzles, trained from scratch: Qwen2's architecture, a tokenizer of its own.
 
 Contract: learns from the training cells of ``cellray.puzzles.build``'s split alone; every puzzle is drawn anew, with
-genes left out at random. It is a model for tests, demonstrations and plumbing: what it writes before the answer is a
-list of cell types and no reasoning. Post-training of real models is not done here.
+genes left out at random. The epoch whose weights are kept is chosen by puzzles of the split's validation cells. It is a
+model for tests, demonstrations and plumbing: what it writes before the answer is a list of cell types and no reasoning.
+Post-training of real models is not done here.
 
 The vectors of genes start from singular vectors of the training cells' gene lists: a model this small would spend most
 of its steps on finding out which genes go together.
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from cellray.ingest import find_sources
@@ -27,7 +29,7 @@ from cellray.puzzles.cells import RankedCells, Ranking, read_ranked
 from cellray.puzzles.puzzle import Puzzle
 from cellray.train.config import PuzzleLMConfig
 from cellray.train.initial import loadings
-from cellray.train.loop import OnRay, Plan, fit, warm_cosine
+from cellray.train.loop import Alone, OnRay, Plan, fit, warm_cosine
 from cellray.train.puzzle_tokens import END, gene_pieces, puzzle_tokenizer
 
 _SPREAD = 0.05
@@ -46,30 +48,39 @@ class TypedCells:
 
 @dataclass(frozen=True)
 class PuzzleLMInput:
-    """What every worker needs; ``genes`` and ``vectors`` (genes, width) are the tokens that start with a meaning."""
+    """What every worker needs; ``genes`` and ``vectors`` (genes, width) are the tokens that start with a meaning.
+
+    ``held`` are the puzzles of validation cells.
+    """
 
     config: PuzzleLMConfig
     sets: tuple[TypedCells, ...]
+    held: tuple[Puzzle, ...]
     genes: list[str]
     vectors: np.ndarray
     labels: list[str]
 
 
 def prepare_puzzles(config: PuzzleLMConfig, folder: Path) -> PuzzleLMInput:
-    """Read the training cells of every file under ``folder``."""
+    """Read the training and validation cells of every file under ``folder``."""
     ranking = Ranking(label_key=config.label_key, top_genes=config.listed_genes)
-    sets = []
+    sets, held = [], []
     for source in find_sources([str(folder / name) for name in config.files]):
         cells = read_ranked(source, ranking)
-        sets.append(_training(cells, split_rows(cells, config.held_out, by_donor=False)["train"]))
+        rows = split_rows(cells, config.held_out, by_donor=False)
+        sets.append(_typed(cells, rows["train"]))
+        held.append(_typed(cells, rows["validation"]))
+    plain = config.model_copy(update={"most_dropped": 0.0, "extra_share": 0.0})
+    rng = np.random.default_rng([config.seed, len(sets)])
+    judged = [draw(one, plain, rng) for one in held for _ in range(config.validation_puzzles // len(held))]
     lists = [genes for typed in sets for cells in typed.by_type.values() for genes in cells]
     genes, counts = np.unique(np.concatenate([np.array(one) for one in lists]), return_counts=True)
     known = genes[counts >= config.min_gene_cells].tolist()
     labels = sorted({label for typed in sets for label in typed.by_type})
-    return PuzzleLMInput(config, tuple(sets), known, gene_vectors(lists, known, config), labels)
+    return PuzzleLMInput(config, tuple(sets), tuple(judged), known, gene_vectors(lists, known, config), labels)
 
 
-def _training(cells: RankedCells, rows: Sequence[int]) -> TypedCells:
+def _typed(cells: RankedCells, rows: Sequence[int]) -> TypedCells:
     by_type: dict[str, list[tuple[str, ...]]] = {}
     for row in rows:
         by_type.setdefault(cells.labels[row], []).append(cells.genes[row])
@@ -122,6 +133,9 @@ class _Batch:
     ids: Tensor
     target: Tensor
 
+    def to(self, device: torch.device) -> "_Batch":
+        return _Batch(self.ids.to(device), self.target.to(device))
+
 
 class PuzzleLMTrainer(nn.Module):
     """The model, its tokenizer, and the loss of what it says."""
@@ -153,23 +167,30 @@ class PuzzleLMTrainer(nn.Module):
 
     def forward(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and it again by name."""
+        batch = batch.to(self.model.device)
         loss = self.model(input_ids=batch.ids, labels=batch.target).loss
         return loss, {"loss": loss.detach()}
 
 
-def batches(
-    given: PuzzleLMInput, tokenizer: PreTrainedTokenizerBase, epoch: int, rank: int, world: int
-) -> list[_Batch]:
-    """Return a worker's batches of an epoch."""
-    config = given.config
-    rng = np.random.default_rng([config.seed, epoch, rank])
-    weights = np.sqrt([sum(map(len, typed.by_type.values())) for typed in given.sets])
-    found = []
-    for _ in range(-(-config.steps // world)):
-        chosen = rng.choice(len(given.sets), config.batch_puzzles, p=weights / weights.sum())
-        puzzles = [draw(given.sets[number], config, rng) for number in chosen]
-        found.append(_batch(puzzles, tokenizer))
-    return found
+class Drawn(Dataset[_Batch]):
+    """A worker's batches of an epoch, drawn when they are asked for."""
+
+    def __init__(
+        self, given: PuzzleLMInput, tokenizer: PreTrainedTokenizerBase, epoch: int, rank: int, world: int
+    ) -> None:
+        self._given, self._tokenizer, self._seed = given, tokenizer, [given.config.seed, epoch, rank]
+        self._steps = -(-given.config.steps // world)
+        weights = np.sqrt([sum(map(len, typed.by_type.values())) for typed in given.sets])
+        self._shares = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> _Batch:
+        config, sets = self._given.config, self._given.sets
+        rng = np.random.default_rng([*self._seed, step])
+        chosen = rng.choice(len(sets), config.batch_puzzles, p=self._shares)
+        return _batch([draw(sets[number], config, rng) for number in chosen], self._tokenizer)
 
 
 def _batch(puzzles: Sequence[Puzzle], tokenizer: PreTrainedTokenizerBase) -> _Batch:
@@ -188,17 +209,30 @@ def _batch(puzzles: Sequence[Puzzle], tokenizer: PreTrainedTokenizerBase) -> _Ba
     return _Batch(torch.from_numpy(ids), torch.from_numpy(target))
 
 
-def pretrain_puzzles(given: PuzzleLMInput, workers: Any = None) -> tuple[PuzzleLMTrainer, dict[str, float]]:
+def pretrain_puzzles(given: PuzzleLMInput, workers: Alone | None = None) -> tuple[PuzzleLMTrainer, dict[str, float]]:
     """Train a model; returns it with its tokenizer, and what the loop says of itself."""
+    workers = workers or Alone()
     config = given.config
     torch.manual_seed(config.seed)
-    trainer = PuzzleLMTrainer(given)
+    trainer = PuzzleLMTrainer(given).to(workers.device)
+    size = config.batch_puzzles
+    judged = [_batch(given.held[at : at + size], trainer.tokenizer) for at in range(0, len(given.held), size)]
+
+    def batches(epoch: int, rank: int, world: int) -> DataLoader[_Batch]:
+        drawn = Drawn(given, trainer.tokenizer, epoch, rank, world)
+        return DataLoader(drawn, batch_size=None, num_workers=config.drawers)
+
+    @torch.no_grad()
+    def validate() -> float:
+        return -float(np.mean([float(trainer(batch)[0]) for batch in judged]))
+
     facts = fit(
         trainer,
         trainer,
         torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay),
-        lambda *where: batches(given, trainer.tokenizer, *where),
+        batches,
         Plan(config.epochs, config.seed, partial(warm_cosine, warm_up=_WARM_UP)),
+        validate=validate,
         workers=workers,
     )
     return trainer, facts

@@ -15,7 +15,7 @@ from cellray.puzzles.cells import Ranking, read_ranked
 from cellray.puzzles.engine import check_model
 from cellray.puzzles.puzzle import one_each
 from cellray.train.config import PuzzleLMConfig
-from cellray.train.puzzle_lm import PuzzleLMTrainer, batches, prepare_puzzles
+from cellray.train.puzzle_lm import Drawn, PuzzleLMTrainer, prepare_puzzles
 from jobs import pretrain, solve_puzzles
 
 CONFIG = {
@@ -30,6 +30,8 @@ CONFIG = {
     "sizes": {"hidden": 32, "layers": 1, "heads": 2, "ffn": 64, "max_tokens": 1024, "dropout": 0.0},
     "epochs": 2,
     "steps": 30,
+    "drawers": 1,
+    "validation_puzzles": 20,
     "learning_rate": 5e-3,
 }
 
@@ -45,7 +47,7 @@ def test_the_job_trains_a_model_of_puzzles(labelled, tmp_path):
     fresh = PuzzleLMTrainer(given)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
-    (batch, *_) = batches(given, tokenizer, 9, 0, 1)
+    batch = Drawn(given, tokenizer, 9, 0, 1)[0]
     trained = Qwen2ForCausalLM.from_pretrained(tmp_path / "model").float().eval()
     with torch.inference_mode():
         before, after = (

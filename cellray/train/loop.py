@@ -9,7 +9,7 @@ every epoch. It does not know what is trained.
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cellray.train.checkpoint import restore, save
+from cellray.train.checkpoint import restore, save, state_of
+from cellray.train.sharing import share, shared, unsynced
 
 _CLIP = 1.0
 _FIRST_STEPS = 10
@@ -43,13 +44,20 @@ class Alone:
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
 
+    def share(self, module: nn.Module, parts: Iterable[nn.Module]) -> None:
+        """Make each worker hold a part of ``module``'s weights and not all; see ``cellray.train.sharing``."""
+        if self.world > 1:
+            share(module, parts, self.world, self.device)
+
     def parallel(self, module: nn.Module) -> nn.Module:
         """Return the module whose forward pass averages gradients over workers."""
         return module
 
     def alone(self, parallel: nn.Module) -> AbstractContextManager[None]:
         """While inside, backward passes of what ``parallel`` returned leave the other workers out."""
-        return parallel.no_sync() if self.world > 1 and isinstance(parallel, DistributedDataParallel) else nullcontext()
+        if self.world > 1 and isinstance(parallel, DistributedDataParallel):
+            return parallel.no_sync()
+        return unsynced(shared(parallel))
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Return the sums over workers."""
@@ -77,7 +85,7 @@ class OnRay(Alone):
         """Return the module whose forward pass averages gradients over workers."""
         from ray.train.torch import prepare_model
 
-        return prepare_model(module, move_to_device=False) if self.world > 1 else module
+        return prepare_model(module, move_to_device=False) if self.world > 1 and not shared(module) else module
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Return the sums over workers, all of which must call."""
@@ -228,7 +236,8 @@ def fit(
         if score > float(course.best[0]):
             best.load_state_dict(average.state_dict())
             course.best[0], course.best[1] = score, epoch
-        workers.report({"epoch": epoch + 1, "score": score, **means}, partial(_save, kept, optimiser, epoch + 1))
+        state = state_of(kept, optimiser)
+        workers.report({"epoch": epoch + 1, "score": score, **means}, partial(save, state=state, step=epoch + 1))
     trained.load_state_dict(best.state_dict())
     module.eval()
     return {**course.facts(), **means}
@@ -261,10 +270,6 @@ def _weights(trained: nn.Module, other: nn.Module) -> Iterator[None]:
     trained.load_state_dict(other.state_dict())
     yield
     trained.load_state_dict(own)
-
-
-def _save(kept: dict[str, nn.Module], optimiser: torch.optim.Optimizer, epoch: int, folder: Path) -> None:
-    save(folder, kept, optimiser, epoch)
 
 
 def shuffled(n: int, size: int, seed: int, epoch: int, rank: int, world: int) -> Iterator[np.ndarray]:

@@ -32,7 +32,7 @@ from cellray.models.bert import BertConfig
 from cellray.models.langcell import LangCell, LangCellConfig
 from cellray.models.packed import Segments, places
 from cellray.train import losses
-from cellray.train.checkpoint import restore, save
+from cellray.train.checkpoint import restore, save, state_of
 from cellray.train.config import PretrainConfig, Sizes
 from cellray.train.corpus import FIRST_GENE, Batch, Corpus, Sampler
 from cellray.train.initial import gene_vectors, initialise
@@ -232,6 +232,6 @@ def train_worker(loop: dict[str, TrainingInput]) -> None:
                 checkpoint = None
                 if rank == 0:
                     metrics["held_out_accuracy"] = held_out_accuracy(average.model.eval(), given)
-                    save(Path(folder), state, optimiser, step + 1)
+                    save(Path(folder), state_of(state, optimiser), step + 1)
                     checkpoint = ray.train.Checkpoint.from_directory(folder)
                 ray.train.report(metrics, checkpoint=checkpoint)

@@ -1,11 +1,11 @@
-"""How fast puzzles are solved: ``python -m jobs.bench.puzzles [--puzzles N] [--json]``.
+"""How fast puzzles are solved: ``python -m jobs.bench.puzzles [--puzzles N] [--width W] [--json]``.
 
 ``bulk_ratio``
     Puzzles a second of the engine over those of ``transformers`` asked one at a time; same model, greedy and free, and
     ``same_outputs``, the share of texts that are equal. The other two decode one-to-one.
 ``ray_data_overhead``
-    Seconds a puzzle of ``solve_puzzles`` over those of the bare engine, less one. The start of the engine is taken out:
-    it is what N more puzzles take.
+    Seconds of ``solve_puzzles``'s plan, from its engine being up to its last part, over those of the bare engine, less
+    one.
 ``served_ratio``
     Puzzles a second of the app at 16 clients over those of the bare engine with 16 puzzles in flight; the clients share
     the machine. ``served_ratio_all``: over those of the bare engine given all at once.
@@ -14,7 +14,9 @@
     Share of 1,000 puzzles of 2 to 15 cells, drawn at temperature 1, whose one-to-one answer is a permutation; half of
     the labels begin with another one.
 
-Goals: 5, 0.15, 0.85, 1. Puzzles are made of the bundled model's own genes and types, at random.
+Goals: 5, 0.15, 0.85, 1. Puzzles are made of the bundled model's own genes and types, at random. ``--width`` takes a
+model of random weights instead of the bundled one, eight layers of that width, which says little before its answers:
+the larger the model, the less counts the way to it.
 """
 
 import argparse
@@ -31,17 +33,17 @@ import numpy as np
 
 from cellray.puzzles import Puzzle
 from cellray.puzzles.answer import accepted
-from cellray.puzzles.engine import BUNDLED, Engine, EngineSettings, Sampling
+from cellray.puzzles.engine import BUNDLED, Engine, EngineSettings, Sampling, locate
 from cellray.puzzles.solve import SolveSettings
 
 _MODEL = "mini-cell-o1"
-_ENGINE = EngineSettings(model=_MODEL, max_length=2048, cache_bytes=256 << 20)
+_LAYERS, _HEAD = 8, 64
+_THOUGHTS = 8  # tokens, of a random model
 _TOKENS = 200
 _CLIENTS = 16
 _ALONE = 24
 _PORT = 18_551
 _LONGEST = 60
-_SOLVING = SolveSettings(max_tokens=_TOKENS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,18 +51,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.puzzles", description=__doc__)
     parser.add_argument("--puzzles", type=int, default=256)
     parser.add_argument("--nested", type=int, default=1000, help="puzzles of `permutations`")
+    parser.add_argument("--width", type=int, default=None, help=f"of a random model, a multiple of {_HEAD}")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    puzzles = made_up(2 * given.puzzles)
+    with tempfile.TemporaryDirectory() as folder:
+        model = _MODEL if given.width is None else random_model(folder, given.width)
+        engine = EngineSettings(model=model, max_length=2048, cache_bytes=256 << 20)
+        solving = SolveSettings(max_tokens=_TOKENS, thoughts=None if given.width is None else _THOUGHTS)
+        found = measured(engine, solving, given)
+    if given.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        sys.stdout.write("".join(f"{key} {value:.3f}\n" for key, value in found.items()))
+    return 0
+
+
+def measured(engine: EngineSettings, solving: SolveSettings, given: argparse.Namespace) -> dict[str, float]:
+    """Return every figure."""
+    puzzles = made_up(given.puzzles)
     # The engine first: vLLM 0.32 on a CPU does not start in a process that has loaded Numba, as the pipeline does.
-    replies, free_s, bare_s, sixteen_s, valid = asyncio.run(bare(puzzles[: given.puzzles], nested(given.nested)))
-    texts, alone_s = one_at_a_time(puzzles[:_ALONE])
+    replies, free_s, bare_s, sixteen_s, valid = asyncio.run(bare(engine, solving, puzzles, nested(given.nested)))
+    texts, alone_s = one_at_a_time(engine.model, puzzles[:_ALONE])
     from cellray.cluster import ray_session
 
-    with ray_session(cpus=4):
-        streamed_s = streamed(puzzles) - streamed(puzzles[: given.puzzles])
-        served_s = served(puzzles[: given.puzzles])
-    found = {
+    with ray_session(cpus=4) as resources:
+        streamed_s = streamed(engine, solving, puzzles, resources)
+        served_s = served(engine, solving, puzzles)
+    return {
         "bulk_ratio": (alone_s / _ALONE) / (free_s / given.puzzles),
         "same_outputs": float(np.mean([one == other for one, other in zip(texts, replies, strict=False)])),
         "ray_data_overhead": streamed_s / bare_s - 1,
@@ -69,11 +86,31 @@ def main(arguments: list[str] | None = None) -> int:
         "permutations": valid,
         "puzzles_per_s": given.puzzles / bare_s,
     }
-    if given.json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
-    else:
-        sys.stdout.write("".join(f"{key} {value:.3f}\n" for key, value in found.items()))
-    return 0
+
+
+def random_model(folder: str, width: int) -> str:
+    """Write a model folder of random weights with the bundled model's tokenizer; returns it."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED[_MODEL])
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=_LAYERS,
+        num_attention_heads=width // _HEAD,
+        num_key_value_heads=width // _HEAD,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def made_up(n: int) -> list[Puzzle]:
@@ -108,12 +145,12 @@ def nested(n: int) -> list[Puzzle]:
     ]
 
 
-def one_at_a_time(puzzles: list[Puzzle]) -> tuple[list[str], float]:
+def one_at_a_time(folder: str, puzzles: list[Puzzle]) -> tuple[list[str], float]:
     """Ask ``transformers``; returns texts and seconds."""
     import torch
     from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-    folder = BUNDLED[_MODEL]
+    folder = locate(folder)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), Qwen2ForCausalLM.from_pretrained(folder).float().eval()
     texts, started = [], time.perf_counter()
     for puzzle in puzzles:
@@ -127,14 +164,17 @@ def one_at_a_time(puzzles: list[Puzzle]) -> tuple[list[str], float]:
     return texts, time.perf_counter() - started
 
 
-async def bare(puzzles: list[Puzzle], wild: list[Puzzle]) -> tuple[list[str], float, float, float, float]:
+async def bare(
+    settings: EngineSettings, solving: SolveSettings, puzzles: list[Puzzle], wild: list[Puzzle]
+) -> tuple[list[str], float, float, float, float]:
     """Ask the engine; returns free texts, seconds free, one-to-one, and so with 16 in flight, and how often it held."""
-    engine = Engine(_ENGINE)
+    engine = Engine(settings)
     await engine.ask(puzzles[-1].messages(), Sampling(max_tokens=_TOKENS))
 
     async def ask(puzzle: Puzzle, *, free: bool) -> str:
         rule = None if free else (puzzle.candidates, len(puzzle))
-        return (await engine.ask(puzzle.messages(), Sampling(max_tokens=_TOKENS, one_to_one=rule))).texts[0]
+        sampling = Sampling(max_tokens=_TOKENS, one_to_one=rule, thoughts=solving.thoughts)
+        return (await engine.ask(puzzle.messages(), sampling)).texts[0]
 
     started = time.perf_counter()
     texts = await asyncio.gather(*(ask(puzzle, free=True) for puzzle in puzzles))
@@ -163,26 +203,41 @@ async def bare(puzzles: list[Puzzle], wild: list[Puzzle]) -> tuple[list[str], fl
     return texts, between - started, seconds, sixteen, float(np.mean(valid))
 
 
-def streamed(puzzles: list[Puzzle]) -> float:
-    """Return the seconds of a whole run."""
-    from cellray.pipeline.solving import SolveOrder, solve_puzzles
+def streamed(engine: EngineSettings, solving: SolveSettings, puzzles: list[Puzzle], resources: Any) -> float:
+    """Return the seconds of Ray Data's plan, from its engine being up."""
+    import pyarrow as pa
+    import ray
 
-    started = time.perf_counter()
+    from cellray.pipeline.engines import through_engines
+    from cellray.pipeline.solving import SolveOrder, Solver
+
+    class Timed(Solver):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self._engine(lambda engine: engine.ask(puzzles[-1].messages(), Sampling(max_tokens=_TOKENS)))
+            self._up = time.time()
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return super().__call__(batch).append_column("up", pa.array([self._up]))
+
     with tempfile.TemporaryDirectory() as out:
-        solve_puzzles(SolveOrder(out, _ENGINE, _SOLVING), puzzles)
-    return time.perf_counter() - started
+        order = SolveOrder(out, engine, solving)
+        chunks = [puzzles[at : at + order.chunk] for at in range(0, len(puzzles), order.chunk)]
+        given = (order, [ray.put(chunk) for chunk in chunks], out, "part")
+        rows = list(through_engines(Timed, given, len(chunks), engine, 1, resources))
+        return time.time() - rows[0]["up"]
 
 
-def served(puzzles: list[Puzzle]) -> float:
+def served(engine: EngineSettings, solving: SolveSettings, puzzles: list[Puzzle]) -> float:
     """Return the seconds that 16 clients take for the puzzles."""
     from ray import serve
 
     from deployments.cell_o1 import Arguments, build_app
 
     serve.start(http_options={"host": "127.0.0.1", "port": _PORT})
-    engine = _ENGINE.model_dump(include={"max_length", "cache_bytes"})
-    serve.run(build_app(Arguments(model=_MODEL, engine=engine, cpus=0.5)), name="bench")
-    settings: dict[str, Any] = _SOLVING.model_dump(exclude_none=True)
+    options = engine.model_dump(include={"max_length", "cache_bytes"})
+    serve.run(build_app(Arguments(model=engine.model, engine=options, cpus=0.5)), name="bench")
+    settings: dict[str, Any] = solving.model_dump(exclude_none=True)
 
     def ask(puzzle: Puzzle) -> None:
         cells = [{"genes": list(genes)} for genes in puzzle.cells]

@@ -42,6 +42,7 @@ class Training(FromFile):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: Annotated[bool, Field(description="compute activations again in the backward pass")] = False
+    sharded: Annotated[bool, Field(description="a worker holds a share of the weights (FSDP) and not all")] = False
     placement: Annotated[Placement, Field(description="of the instruction in the prompt")] = "appended"
     save_steps: Annotated[int | None, Field(ge=1, description="steps between checkpoints")] = None
 

@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from cellray.errors import StaleWeightsError
 from cellray.puzzles.answer import official
 from cellray.puzzles.puzzle import Puzzle
-from cellray.train.checkpoint import restore, save
+from cellray.train.checkpoint import restore, save, state_of
 from cellray.train.loop import Alone, OnRay
 from cellray.train.posttraining.config import GRPOConfig
 from cellray.train.posttraining.examples import IGNORED, Example, Packed, packed
 from cellray.train.posttraining.grpo import advantages, token_loss
 from cellray.train.posttraining.metrics import Metrics
-from cellray.train.posttraining.policy import Policy
+from cellray.train.posttraining.policy import opened
 from cellray.train.posttraining.rewards import Reward
 from cellray.train.posttraining.rollout import Answer, Wish
 from cellray.train.posttraining.writers import Writers
+from cellray.train.sharing import whole
 
 _CLIP = 1.0
 
@@ -119,13 +120,13 @@ class GRPO:
 
     def __init__(self, given: GRPOInput, workers: Alone) -> None:
         self.given, self.config, self.workers = given, given.config, workers
-        self.policy = Policy(self.config).to(workers.device)
-        self.first = None if self.policy.has_adapter or not self.config.beta else Policy(self.config).to(workers.device)
+        self.policy = opened(self.config, workers)
+        self.first = None if self.policy.has_adapter or not self.config.beta else opened(self.config, workers)
         if self.first is not None:
             self.first.requires_grad_(requires_grad=False)
         if self.config.checkpointing:
             self.policy.train()
-        self.trained = self.policy.trained().to(workers.device)
+        self.trained = self.policy.trained()
         self.optimiser = torch.optim.AdamW(
             self.trained.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
         )
@@ -145,7 +146,7 @@ class GRPO:
             self.metrics.load(folder)
 
         def write(folder: Path) -> None:
-            save(folder, self.kept, self.optimiser, step + 1)
+            save(folder, state, step + 1)
             self.metrics.save(folder)
 
         self.workers.resume(read)
@@ -156,6 +157,7 @@ class GRPO:
             self.metrics.add(step, values, keys)
             if (step + 1) % self.config.save_steps == 0 or step + 1 == self.config.steps:
                 self.chance.keep()
+                state = state_of(self.kept, self.optimiser)
                 self.workers.report({"step": step + 1, **values}, write)
 
     def step(self, step: int) -> dict[str, float]:
@@ -207,7 +209,7 @@ class GRPO:
                     sums[name] += float(values @ one.weight) / config.updates
             if update == 0:
                 self._check(self.workers.total([sums["gap"]])[0] / max(total, 1))
-            norm = float(nn.utils.clip_grad_norm_(self.trained.parameters(), _CLIP))
+            norm = float(whole(nn.utils.clip_grad_norm_(self.trained.parameters(), _CLIP)))
             self.optimiser.step()
         means = [value / max(total, 1) for value in self.workers.total(list(sums.values()))]
         return {**dict(zip(sums, means, strict=True)), "gradient_norm": norm}

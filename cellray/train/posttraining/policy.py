@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from cellray import storage
 from cellray.errors import ModelError, boundary
 from cellray.puzzles.engine import check_model, locate
+from cellray.train.loop import Alone
 from cellray.train.posttraining.config import Adapter, Training
 from cellray.train.posttraining.examples import IGNORED, Packed
 
@@ -32,7 +33,8 @@ class Trained(nn.Module):
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 self.register_parameter(name.replace(".", "/"), parameter)
-        self.register_buffer("identity", torch.tensor(list(bytes.fromhex(identity)), dtype=torch.uint8))
+        told = torch.tensor(list(bytes.fromhex(identity)), dtype=torch.uint8)
+        self.register_buffer("identity", told.to(next(module.parameters()).device))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load; refuses the state of another model."""
@@ -114,6 +116,15 @@ class Policy(nn.Module):
         whole = self.model.merge_and_unload() if self.has_adapter else self.causal
         whole.to(dtype or stored_dtype(self.causal)).save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
+
+
+def opened(config: Training, workers: Alone) -> Policy:
+    """Return the policy of ``config`` where ``workers`` compute, whole or this worker's share of it."""
+    policy = Policy(config).to(workers.device)
+    if config.sharded:
+        names = policy.causal._no_split_modules or ()
+        workers.share(policy, [one for one in policy.causal.modules() if type(one).__name__ in names])
+    return policy
 
 
 def with_adapter(base: Any, adapter: Adapter, digest: str) -> Any:

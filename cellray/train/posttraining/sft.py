@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from cellray.train.loop import Alone, OnRay, Plan, fit
 from cellray.train.posttraining.config import SFTConfig
 from cellray.train.posttraining.examples import IGNORED, Example, Packed, packed
-from cellray.train.posttraining.policy import Policy, Trained
+from cellray.train.posttraining.policy import Policy, Trained, opened
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def train(given: SFTInput, workers: Alone | None = None) -> tuple[Policy, Traine
     """Fine-tune; returns the policy, what was trained of it, and what the loop says of itself."""
     workers = workers or Alone()
     config = given.config
-    policy = Policy(config).to(workers.device)
-    trained = policy.trained().to(workers.device)
+    policy = opened(config, workers)
+    trained = policy.trained()
     _, total, length = schedule(given, workers.world)
     facts = fit(
         Learner(policy),

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 from safetensors.torch import save
+from torch import Tensor
 
 from cellray.errors import CellRayError, ModelError, StaleWeightsError
 from cellray.puzzles.engine import EngineSettings, locate
@@ -18,6 +19,7 @@ from cellray.train.loop import Alone
 from cellray.train.posttraining.config import GRPOConfig
 from cellray.train.posttraining.policy import Policy, context_of
 from cellray.train.posttraining.rollout import Answer, Rollouts, Weights, Wish
+from cellray.train.sharing import whole
 
 _TRIES = 4
 _PAUSE_S = 1.0
@@ -61,12 +63,12 @@ def engine_rank(rank: int) -> int:
 
 
 def weights_of(policy: Policy, version: int) -> Weights:
-    """Return what the engine needs of a policy."""
+    """Return what the engine needs of a policy; all workers that share its weights must ask."""
     if not policy.has_adapter:
         own = policy.causal.state_dict()
         tied = policy.causal.config.tie_word_embeddings
-        kept = {name: one.contiguous() for name, one in own.items() if not (tied and name == "lm_head.weight")}
-        return Weights(version, save({name: one.cpu() for name, one in kept.items()}), None)
+        kept = {name: one for name, one in own.items() if not (tied and name == "lm_head.weight")}
+        return Weights(version, _bytes(kept), None)
     from peft import get_peft_model_state_dict
 
     own = get_peft_model_state_dict(policy.model, save_embedding_layers=False)
@@ -74,7 +76,11 @@ def weights_of(policy: Policy, version: int) -> Weights:
     plain = {name: sorted(one) if isinstance(one, set) else one for name, one in told.items()}
     plain |= {"task_type": "CAUSAL_LM", "peft_type": "LORA", "inference_mode": True}
     simple = {name: one for name, one in plain.items() if isinstance(one, str | int | float | bool | list | type(None))}
-    return Weights(version, save({name: one.contiguous().cpu() for name, one in own.items()}), simple)
+    return Weights(version, _bytes(own), simple)
+
+
+def _bytes(tensors: dict[str, Tensor]) -> bytes:
+    return save({name: whole(one).cpu().contiguous() for name, one in tensors.items()})
 
 
 class Writers:

@@ -12,6 +12,18 @@ from cellray.train.puzzle_tokens import puzzle_tokenizer
 TYPES = ["B cell", "NK cell", "T cell", "monocyte", "platelet"]
 GENES = [f"G{number}" for number in range(10)]
 CONTEXT = "The cell is from blood. "
+SMALL_GRPO = {
+    "name": "small",
+    "steps": 4,
+    "prompts": 4,
+    "group": 3,
+    "max_prompt": 100,
+    "max_tokens": 12,
+    "learning_rate": 0.01,
+    "adapter": {"rank": 4, "alpha": 8},
+    "cache_bytes": 16 << 20,
+    "sequences": 16,
+}
 
 
 def made_up(n, seed=0, sizes=(2, 3, 4, 5)):

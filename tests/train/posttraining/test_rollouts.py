@@ -1,48 +1,30 @@
-"""Rollouts on a real engine: weights arrive or it is an error, an actor that dies is given them again; and the job."""
+"""Rollouts on a real engine: weights arrive or it is an error, an actor that dies is given them again."""
 
-import json
 import os
 import signal
 
 import numpy as np
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import ray as ray_
 import torch
-import yaml
 
-from cellray.errors import InputError, StaleWeightsError
-from cellray.puzzles import records
+from cellray.errors import StaleWeightsError
 from cellray.train.loop import Alone
 from cellray.train.posttraining.config import GRPOConfig
 from cellray.train.posttraining.examples import Example, packed, prompt_tokens
-from cellray.train.posttraining.learner import GRPO, GRPOInput, Prompt, chosen
+from cellray.train.posttraining.learner import GRPO, GRPOInput, Prompt
 from cellray.train.posttraining.policy import Policy, open_tokenizer
 from cellray.train.posttraining.rewards import batch
 from cellray.train.posttraining.rollout import Wish
 from cellray.train.posttraining.writers import Writers, start_rollouts
-from jobs import grpo
-from tests.killing import killed_worker
-from tests.train.posttraining.conftest import made_up
+from tests.train.posttraining.conftest import SMALL_GRPO, made_up
 
 pytestmark = [pytest.mark.usefixtures("ray"), pytest.mark.timeout(600)]
-SMALL = {
-    "name": "small",
-    "steps": 4,
-    "prompts": 4,
-    "group": 3,
-    "max_prompt": 100,
-    "max_tokens": 12,
-    "learning_rate": 0.01,
-    "adapter": {"rank": 4, "alpha": 8},
-    "cache_bytes": 16 << 20,
-    "sequences": 16,
-}
 
 
 def config(model, **more):
-    return GRPOConfig(**{**SMALL, "model": str(model), **more})
+    return GRPOConfig(**{**SMALL_GRPO, "model": str(model), **more})
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +54,7 @@ def shaken(policy):
     return policy
 
 
-@pytest.mark.parametrize("adapter", [SMALL["adapter"], None])
+@pytest.mark.parametrize("adapter", [SMALL_GRPO["adapter"], None])
 def test_synced_weights_give_the_policys_probabilities_and_stale_ones_do_not(actor, tiny_lm, adapter):
     told = config(tiny_lm, adapter=adapter)
     policy, writers = shaken(Policy(told)), Writers([actor], told, Alone())
@@ -119,52 +101,3 @@ def test_a_killed_actor_is_given_the_weights_again(actor, tiny_lm):
     assert [[one.tokens.tolist() for one in group] for group in after] == [
         [one.tokens.tolist() for one in group] for group in before
     ]
-
-
-def test_a_killed_worker_repeats_and_skips_no_prompt(tiny_lm, solved, tmp_path, capsys):
-    job = {**SMALL, "model": str(tiny_lm), "puzzles": [str(solved)], "save_steps": 1, "updates": 2}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(job))
-    given = ["--config", tmp_path / "config.yaml", "--out", tmp_path / "out", "--runs", tmp_path / "runs"]
-    with killed_worker(tmp_path / "runs") as killed:
-        assert grpo.main([str(one) for one in (*given, "--threads", 1)]) == 0
-    assert killed
-    told = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert (told["steps"], told["prompts"], told["too_long"]) == (4, 48, 0)
-    rows = pq.read_table(tmp_path / "out" / "metrics.parquet").to_pylist()
-    assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    puzzles = records.read(str(solved))
-    start = GRPOInput(config(tiny_lm), [Prompt([], one) for one in puzzles], batch, [], 0, None)
-    for row in rows:
-        assert row["prompts"] == [puzzles[at].key for at in chosen(start, row["step"])]
-        assert row["gap"] < 1e-4
-        assert row["reward"] == -1  # nobody has taught this model to speak: equal rewards, no NaN
-        assert all(np.isfinite(value) for value in row.values() if isinstance(value, float))
-    assert len({key for row in rows for key in row["prompts"]}) == 16
-    assert list((tmp_path / "runs").glob("*/events/events.*"))
-    assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 11
-    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
-    assert Policy(config(tmp_path / "out" / "model")).digest != Policy(config(tiny_lm)).digest
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"prompt": 3}, "prompt: Extra inputs"),
-        ({"reward": "best"}, "reward"),
-        ({"adapter": {"dora": True}}, "dora: false"),
-        ({"adapter": {"rank": 1000}}, "at most 512"),
-        ({"max_prompt": 10}, "all 48 prompts are longer than 10 tokens"),
-        ({"puzzles": ["UNSOLVED"]}, "has no answer for each cell"),
-        ({"model": "nowhere"}, "no config.json"),
-    ],
-)
-def test_a_users_mistake_is_one_line(tiny_lm, solved, tmp_path, capsys, change, says):
-    unsolved = tmp_path / "unsolved.parquet"
-    records.write(str(unsolved), [type(one)(one.context, one.cells, one.candidates) for one in made_up(2)])
-    told = {**SMALL, "model": str(tiny_lm), "puzzles": [str(solved)], **change}
-    told["puzzles"] = [str(unsolved) if one == "UNSOLVED" else one for one in told["puzzles"]]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(told))
-    assert grpo.main(["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path)]) == InputError.exit_code
-    err = capsys.readouterr().err
-    assert says in err
-    assert err.count("\n") == 1

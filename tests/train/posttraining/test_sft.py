@@ -106,12 +106,11 @@ def test_presets_and_what_overrides_them():
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray")
-def test_a_killed_worker_changes_nothing(tiny_lm, solved, tmp_path):
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({**SMALL, "model": str(tiny_lm), "puzzles": [str(solved)], "save_steps": 3})
-    )
+def test_two_workers_that_share_the_weights_and_one_killed_change_nothing(tiny_lm, solved, tmp_path):
+    job = {**SMALL, "model": str(tiny_lm), "puzzles": [str(solved)], "save_steps": 3, "batch": 2, "sharded": True}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(job))
     out = tmp_path / "out"
-    options = ["--runs", tmp_path / "runs", "--threads", 1]
+    options = ["--runs", tmp_path / "runs", "--workers", 2, "--threads", 1]
     with killed_worker(tmp_path / "runs") as killed:
         assert sft.main([str(one) for one in ("--config", tmp_path / "config.yaml", "--out", out, *options)]) == 0
     assert killed
@@ -122,7 +121,8 @@ def test_a_killed_worker_changes_nothing(tiny_lm, solved, tmp_path):
     weights = load_file(out / "model" / "model.safetensors")
     for name, value in alone.named_parameters():
         found = weights[name.replace("/", ".").removeprefix("causal.")]
-        torch.testing.assert_close(found, value.detach(), atol=1e-5, rtol=0)
+        # Two workers' sums round otherwise, which 48 steps make larger; one step moves a weight by up to 2e-2.
+        torch.testing.assert_close(found, value.detach(), atol=2e-3, rtol=0)
 
 
 def test_an_adapter_merges_and_belongs_to_its_base(tiny_lm, tmp_path, capsys):

@@ -1,0 +1,66 @@
+"""Weights that workers share: each holds a part of every tensor (FSDP); whoever needs whole tensors asks for them here.
+
+Contract: ``whole`` is a call of all workers together, in the same order, where tensors are shared; tensors that are not
+pass through. Losses and steps are those of workers that hold everything. It knows nothing of what is trained.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def share(module: nn.Module, parts: Iterable[nn.Module], world: int, device: torch.device) -> None:
+    """Make each worker hold its part of ``module``'s weights; those of ``parts`` are whole one part after another."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world,))
+    for one in (*parts, module):
+        fully_shard(one, mesh=mesh)
+
+
+def shared(module: nn.Module) -> list[nn.Module]:
+    """Return the outermost modules in ``module`` that ``share`` was given."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(module, FSDPModule):
+        return [module]
+    return [found for child in module.children() for found in shared(child)]
+
+
+@contextmanager
+def unsynced(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While inside, backward passes of shared modules leave the other workers out."""
+    modules = list(modules)
+    for one in modules:
+        one.set_requires_gradient_sync(False)  # type: ignore[operator]
+    yield
+    for one in modules:
+        one.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor."""
+    return tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this worker holds."""
+    return tensor.to_local() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return ``tensor``, which every worker has whole, shared as ``other`` is."""
+    if not _is_shared(other) or tensor.shape != other.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)

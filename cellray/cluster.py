@@ -70,6 +70,8 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
                     )
                 else:
                     ray.init(address=address, **quiet)
+            # What Ray says of dead workers would stand on standard output, where `--json` is; no setting is asked.
+            ray._private.worker._worker_logs_enabled = False
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             msg = f"cannot start Ray (address {address or 'local'!r}): {one_line(error)}"
             raise CellRayError(msg) from error

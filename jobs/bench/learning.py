@@ -27,7 +27,7 @@ from cellray.puzzles.answer import written
 from cellray.puzzles.centroid import Profiles
 from cellray.puzzles.puzzle import Puzzle
 from cellray.puzzles.score import score_answer, summary
-from cellray.report.curves import write_curves
+from cellray.report.curves import curve, write_curves
 from cellray.train.loop import Alone
 from cellray.train.posttraining.config import GRPOConfig, SFTConfig, Training
 from cellray.train.posttraining.examples import dialogue, examples
@@ -61,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--puzzles", type=Path, required=required, help="folder T")
     parser.add_argument("--held-out", type=Path, required=required, help="folder E")
     parser.add_argument("--model", required=required, help="fine-tuned model folder")
-    parser.add_argument("--out", type=Path, default=Path("out/learning"), help="results.json, a page of curves a run")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/learning"),
+        help="results.json; a page of curves and a picture of rewards a run",
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
@@ -145,6 +150,7 @@ def reinforced(config: GRPOConfig, puzzles: Sequence[Puzzle], actor: Any, page: 
     loop.run()
     seconds = time.perf_counter() - begun
     write_curves(str(page), f"GRPO, {config.reward} reward, seed {config.seed}", loop.metrics.rows)
+    page.with_suffix(".svg").write_text(str(curve(loop.metrics.rows, "reward")))
     return loop.policy, seconds
 
 

@@ -14,10 +14,15 @@ import yaml
 
 from cellray import storage
 from cellray.puzzles import Puzzle, records
-from cellray.puzzles.engine import BUNDLED
 from cellray.puzzles.puzzle import NONE, one_each
 from cellray.puzzles.remote import solve_served
 from cellray.puzzles.solve import SolveSettings
+from cellray.train.posttraining.config import SFTConfig
+from cellray.train.posttraining.examples import dialogue, examples
+from cellray.train.posttraining.policy import open_tokenizer
+from cellray.train.posttraining.sft import SFTInput, train
+from jobs.bench.puzzles import made_up
+from jobs.sft import write
 
 PORT = 18_439
 KEY = "a-key-of-the-test"
@@ -42,23 +47,29 @@ def solve(**more):
     return call("/v1/puzzles/solve", json.dumps(body).encode())
 
 
+def fine_tuned(folder):
+    """Teach the bundled model a few answers that it would not give; leaves what ``jobs.sft`` does."""
+    config = SFTConfig(
+        name="pbmc", model="mini-cell-o1", adapter={"rank": 8}, said="answer", epochs=6, batch=2, learning_rate=0.02
+    )
+    tokenizer = open_tokenizer(config.model)
+    taught = Puzzle("x ", (("CD3D",), ("LYZ",)), CANDIDATES[:2], ("B", "B cell"))
+    found, _ = examples(tokenizer, [dialogue(taught, config.said, config.placement)], 1024)
+    policy, _, _ = train(SFTInput(config, found, [], tokenizer.pad_token_id))
+    write(policy, tokenizer, folder, config, {})
+
+
 @pytest.fixture(scope="module")
 def app(ray, s3_server, tmp_path_factory):
-    """The app with one adapter, which is on S3."""
-    import torch
-    from peft import LoraConfig, get_peft_model
+    """The app with one adapter, as fine-tuning leaves it, which is on S3."""
     from ray import serve
-    from transformers import Qwen2ForCausalLM
 
     from deployments.cell_o1 import Arguments, build_app
 
     folder = tmp_path_factory.mktemp("cell_o1")
-    base = Qwen2ForCausalLM.from_pretrained(BUNDLED["mini-cell-o1"])
-    torch.manual_seed(0)
-    lora = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(base, lora).save_pretrained(folder / "pbmc")
+    fine_tuned(folder)
     s3fs.S3FileSystem().mkdir("cell-o1")
-    for path in (folder / "pbmc").iterdir():
+    for path in (folder / "adapter").iterdir():
         storage.copy(str(path), f"s3://cell-o1/adapters/pbmc/{path.name}")
     solved = Puzzle("x ", (("CD3D", "IL7R"), ("MS4A1",)), ("B", "T"), ("T", "B"))
     records.write(f"{folder}/train.parquet", [solved])
@@ -83,7 +94,7 @@ def client(app):
         yield found
 
 
-MESSAGES = Puzzle("x ", (("CD3D",), ("LYZ",)), ("CD14+ Monocyte", "CD8+ Cytotoxic T")).messages()
+MESSAGES = made_up(1)[0].messages()  # as long as the model's own puzzles
 
 
 def test_ready(app):

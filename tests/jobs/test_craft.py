@@ -24,6 +24,7 @@ from cellray.reasoner.prompt import INSTRUCTIONS
 from cellray.train.posttraining.craft import CraftConfig, lessons, read_examples
 from cellray.train.puzzle_tokens import gene_pieces, puzzle_tokenizer
 from jobs import craft
+from tests.killing import killed_worker
 
 TYPES = ["B cell", "NK cell", "T cell", "monocyte"]
 GENES = [f"G{number}" for number in range(16)]
@@ -136,21 +137,22 @@ def job(folder):
 
 
 @pytest.fixture(scope="module")
-def crafted(job, ray):
-    """The trained model's folder, and what the job told."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
+def crafted(job, folder, ray):
+    """The trained model's folder, and what the job told; a worker is killed meanwhile."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, killed_worker(folder / "runs") as killed:
         assert craft.main(job) == 0
+    assert killed
     told = json.loads(out.getvalue())
     return told["model"], told
 
 
-def ask(crafted, folder, *options):
-    """Run ``cellray reason``; returns its rows and facts."""
-    arguments = ["reason", folder / "other.h5ad", "--model", crafted[0], "--min-genes", 1, "--truth-key", "cell_type"]
+def ask(crafted, files, *options, failed=()):
+    """Run ``cellray reason``; returns the rows and facts of ``other``."""
+    arguments = ["reason", *files, "--model", crafted[0], "--min-genes", 1, "--truth-key", "cell_type"]
     shown = CliRunner().invoke(app, [*map(str, [*arguments, *options]), "--json"])
-    assert shown.exit_code == 0, shown.output
+    assert shown.exit_code == (3 if failed else 0), shown.output
     told = json.loads(shown.stdout)
-    assert told["failed"] == {}
+    assert list(told["failed"]) == list(failed)
     facts = told["datasets"]["other"]
     return pq.read_table(facts["file"]).to_pylist(), facts
 
@@ -178,7 +180,8 @@ def test_three_stages_and_both_modes(crafted, folder, job, tmp_path, capsys):
     assert Path(model, "model.safetensors").stat().st_mtime_ns == before
 
     reasoning = ["--mode", "reasoning", "--out", tmp_path / "reasons", "--max-tokens", 24, "--shard-cells", 16]
-    rows, facts = ask(crafted, folder, *reasoning)
+    files = [folder / "other.h5ad"]
+    rows, facts = ask(crafted, files, *reasoning)
     check(rows, facts)
     asked = [row for row in rows if row["status"] == "annotated"]
     assert all(row["reasoning"].endswith(" is high.") for row in asked)
@@ -190,12 +193,12 @@ def test_three_stages_and_both_modes(crafted, folder, job, tmp_path, capsys):
         assert made["expressed"]
         assert made["count"] == counts.loc[row["cell_id"], made["gene"]]
         assert row["support"] == float(made["count"] > 0)
-    assert ask(crafted, folder, "--mode", "reasoning", "--out", tmp_path / "reasons", "--max-tokens", 24) == (
-        rows,
-        facts,
-    )
+    # Again, beside a dataset that cannot be read: what is there stays, and the other one fails alone.
+    (tmp_path / "broken.h5ad").write_bytes(b"no file of this kind")
+    again = ask(crafted, [*files, tmp_path / "broken.h5ad"], *reasoning, failed=["broken"])
+    assert again == (rows, facts)
 
-    rows, facts = ask(crafted, folder, "--out", tmp_path / "direct")
+    rows, facts = ask(crafted, files, "--out", tmp_path / "direct")
     check(rows, facts)
     assert facts["markers"] == 0
     assert {row["reasoning"] for row in rows if row["status"] == "annotated"} == {""}

@@ -13,7 +13,7 @@ from cellray.train.posttraining.config import GRPOConfig
 from cellray.train.posttraining.learner import GRPOInput, Prompt, chosen
 from cellray.train.posttraining.policy import Policy
 from cellray.train.posttraining.rewards import batch
-from jobs import grpo
+from jobs import grpo, solve_puzzles
 from tests.killing import killed_worker
 from tests.train.posttraining.conftest import SMALL_GRPO, made_up
 
@@ -53,7 +53,13 @@ def test_a_killed_worker_of_two_repeats_and_skips_no_prompt(tiny_lm, solved, tmp
     assert list((tmp_path / "runs").glob("*/events/events.*"))
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 11
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
-    assert Policy(config(tmp_path / "out" / "model")).digest != Policy(config(tiny_lm)).digest
+    model = str(tmp_path / "out" / "model")
+    assert Policy(config(model)).digest != Policy(config(tiny_lm)).digest
+    # The model is one that puzzles are solved with, as it is.
+    options = ["--model", model, "--max-tokens", "60", "--out", str(tmp_path / "solved")]
+    capsys.readouterr()
+    assert solve_puzzles.main([str(solved), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["statuses"] == {"solved": 48}
 
 
 @pytest.mark.parametrize(

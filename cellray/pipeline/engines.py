@@ -7,6 +7,7 @@ empty at the end of each. It does not know what the engine is asked.
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -97,6 +98,14 @@ def through_engines(
         ),
         fn_constructor_args=arguments,
         # A process of its own: vLLM does not start in one that has loaded Numba, as a reused worker may have.
-        runtime_env={"env_vars": {"VLLM_NO_USAGE_STATS": "1"}},
+        runtime_env={"env_vars": {"VLLM_NO_USAGE_STATS": "1", **_threads(min(engines, n), resources)}},
     )
     yield from done.iter_rows()
+
+
+def _threads(engines: int, resources: Resources) -> dict[str, str]:
+    """Return the variable by which engines without a GPU share all CPUs; Ray's own is one thread an actor."""
+    if resources.gpus or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    of_a_node = os.cpu_count() or 1  # the other nodes are taken to be like this one
+    return {"OMP_NUM_THREADS": str(max(1, min(of_a_node, resources.cpus // engines)))}

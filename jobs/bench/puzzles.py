@@ -22,6 +22,7 @@ the larger the model, the less counts the way to it.
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=None, help=f"of a random model, a multiple of {_HEAD}")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
+    # Ray would give engines in actors one thread, where the bare one takes all.
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     with tempfile.TemporaryDirectory() as folder:
         model = _MODEL if given.width is None else random_model(folder, given.width)
         engine = EngineSettings(model=model, max_length=2048, cache_bytes=256 << 20)

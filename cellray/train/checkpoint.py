@@ -16,24 +16,28 @@ _FILE = "training.safetensors"
 _OPTIMISER = "optimiser."
 
 
-def state_of(modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the state of named ``modules`` and ``optimiser``, whole; all workers that share weights must ask."""
+def state_of(
+    modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, *, keep: bool = True
+) -> dict[str, torch.Tensor]:
+    """Return the state of named ``modules`` and ``optimiser``, whole; all workers that share weights must ask.
+
+    Who does not ``keep`` it has nothing of it.
+    """
     first_names = {name: _first_names(module) for name, module in modules.items()}
     tensors = {
-        f"{name}.{key}": _kept(tensor.detach())
+        f"{name}.{key}": tensor.detach()
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
         if first_names[name][key] == key
     }
     for index, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"{_OPTIMISER}{index}.{name}": _kept(value) for name, value in moments.items()}
-    return tensors
-
-
-def _kept(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a whole tensor; one that was put together for this leaves the device at once."""
-    found = whole(tensor)
-    return (found if found is tensor else found.cpu()).contiguous()
+        tensors |= {f"{_OPTIMISER}{index}.{name}": value for name, value in moments.items()}
+    found = {}
+    for name, tensor in tensors.items():
+        put_together = whole(tensor)
+        if keep:  # what was put together for this leaves the device at once
+            found[name] = (put_together if put_together is tensor else put_together.cpu()).contiguous()
+    return found
 
 
 def save(folder: Path, state: dict[str, torch.Tensor], step: int) -> None:

@@ -236,7 +236,7 @@ def fit(
         if score > float(course.best[0]):
             best.load_state_dict(average.state_dict())
             course.best[0], course.best[1] = score, epoch
-        state = state_of(kept, optimiser)
+        state = state_of(kept, optimiser, keep=workers.rank == 0)
         workers.report({"epoch": epoch + 1, "score": score, **means}, partial(save, state=state, step=epoch + 1))
     trained.load_state_dict(best.state_dict())
     module.eval()

@@ -50,7 +50,7 @@ class TypedCells:
 class PuzzleLMInput:
     """What every worker needs; ``genes`` and ``vectors`` (genes, width) are the tokens that start with a meaning.
 
-    ``held`` are the puzzles of validation cells.
+    ``held`` are the puzzles of validation cells; none where those are too few, and the last epoch is kept then.
     """
 
     config: PuzzleLMConfig
@@ -72,7 +72,9 @@ def prepare_puzzles(config: PuzzleLMConfig, folder: Path) -> PuzzleLMInput:
         held.append(_typed(cells, rows["validation"]))
     plain = config.model_copy(update={"most_dropped": 0.0, "extra_share": 0.0})
     rng = np.random.default_rng([config.seed, len(sets)])
-    judged = [draw(one, plain, rng) for one in held for _ in range(config.validation_puzzles // len(held))]
+    mixed = [one for one in held if len(one.by_type) > 1]
+    each = -(-config.validation_puzzles // max(1, len(mixed)))
+    judged = [draw(one, plain, rng) for one in mixed for _ in range(each)]
     lists = [genes for typed in sets for cells in typed.by_type.values() for genes in cells]
     genes, counts = np.unique(np.concatenate([np.array(one) for one in lists]), return_counts=True)
     known = genes[counts >= config.min_gene_cells].tolist()
@@ -232,7 +234,7 @@ def pretrain_puzzles(given: PuzzleLMInput, workers: Alone | None = None) -> tupl
         torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay),
         batches,
         Plan(config.epochs, config.seed, partial(warm_cosine, warm_up=_WARM_UP)),
-        validate=validate,
+        validate=validate if judged else None,
         workers=workers,
     )
     return trainer, facts

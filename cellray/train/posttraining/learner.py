@@ -157,7 +157,7 @@ class GRPO:
             self.metrics.add(step, values, keys)
             if (step + 1) % self.config.save_steps == 0 or step + 1 == self.config.steps:
                 self.chance.keep()
-                state = state_of(self.kept, self.optimiser)
+                state = state_of(self.kept, self.optimiser, keep=self.workers.rank == 0)
                 self.workers.report({"step": step + 1, **values}, write)
 
     def step(self, step: int) -> dict[str, float]:

@@ -70,16 +70,17 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
                     )
                 else:
                     ray.init(address=address, **quiet)
-            # What Ray says of dead workers would stand on standard output, where `--json` is; no setting is asked.
-            ray._private.worker._worker_logs_enabled = False
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             msg = f"cannot start Ray (address {address or 'local'!r}): {one_line(error)}"
             raise CellRayError(msg) from error
+    # What Ray says of dead workers would stand on standard output, where `--json` is; no setting is asked.
+    told, ray._private.worker._worker_logs_enabled = ray._private.worker._worker_logs_enabled, False
     try:
         with _terminable():
             offered = ray.cluster_resources()
             yield Resources(int(offered.get("CPU", 1)), int(offered.get("GPU", 0)))
     finally:
+        ray._private.worker._worker_logs_enabled = told
         if ours:
             ray.shutdown()
 

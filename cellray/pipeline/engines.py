@@ -105,7 +105,8 @@ def through_engines(
 
 def _threads(engines: int, resources: Resources) -> dict[str, str]:
     """Return the variable by which engines without a GPU share all CPUs; Ray's own is one thread an actor."""
-    if resources.gpus or "OMP_NUM_THREADS" in os.environ:
+    if resources.gpus:
         return {}
     of_a_node = os.cpu_count() or 1  # the other nodes are taken to be like this one
-    return {"OMP_NUM_THREADS": str(max(1, min(of_a_node, resources.cpus // engines)))}
+    own = str(max(1, min(of_a_node, resources.cpus // engines)))
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", own)}

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cellray.train.checkpoint import restore, save, state_of
-from cellray.train.sharing import share, shared, unsynced
+from cellray.train.sharing import share, shared
 
 _CLIP = 1.0
 _FIRST_STEPS = 10
@@ -54,10 +54,11 @@ class Alone:
         return module
 
     def alone(self, parallel: nn.Module) -> AbstractContextManager[None]:
-        """While inside, backward passes of what ``parallel`` returned leave the other workers out."""
-        if self.world > 1 and isinstance(parallel, DistributedDataParallel):
-            return parallel.no_sync()
-        return unsynced(shared(parallel))
+        """While inside, backward passes of what ``parallel`` returned leave the other workers out if that saves any.
+
+        With shared weights none does: gradients are added up in parts, and a worker may have no room for the whole.
+        """
+        return parallel.no_sync() if self.world > 1 and isinstance(parallel, DistributedDataParallel) else nullcontext()
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Return the sums over workers."""
@@ -136,7 +137,7 @@ class Plan:
 
     epochs: int
     seed: int = 0
-    schedule: Callable[[float], float] = field(default=lambda share: 0.5 * (1 + math.cos(math.pi * share)))
+    schedule: Callable[[float], float] = field(default=lambda part: 0.5 * (1 + math.cos(math.pi * part)))
     patience: int | None = None
     average_decay: float = 0.0
     accumulate: int = 1
@@ -233,11 +234,13 @@ def fit(
         means = {name: value / steps / workers.world for name, value in zip(sums, whole, strict=True)}
         with _weights(trained, average):
             score = validate() if validate is not None else float(epoch)
+        score = workers.total([score])[0] / workers.world  # rounding must not make workers disagree
         if score > float(course.best[0]):
             best.load_state_dict(average.state_dict())
             course.best[0], course.best[1] = score, epoch
         state = state_of(kept, optimiser, keep=workers.rank == 0)
         workers.report({"epoch": epoch + 1, "score": score, **means}, partial(save, state=state, step=epoch + 1))
+        del state
     trained.load_state_dict(best.state_dict())
     module.eval()
     return {**course.facts(), **means}
@@ -248,11 +251,11 @@ def decay_at(decay: float, step: int | torch.Tensor) -> float:
     return min(decay, float((step + 1) / (step + _FIRST_STEPS)))
 
 
-def warm_cosine(share: float, warm_up: float) -> float:
-    """Linear warm-up over a share of the steps, then a cosine to zero; a ``Plan.schedule``."""
-    if share < warm_up:
-        return share / warm_up + 1e-3
-    return 0.5 * (1 + float(np.cos(np.pi * (share - warm_up) / (1 - warm_up))))
+def warm_cosine(part: float, warm_up: float) -> float:
+    """Linear warm-up to ``warm_up``, a part of the steps, then a cosine to zero; a ``Plan.schedule``."""
+    if part < warm_up:
+        return part / warm_up + 1e-3
+    return 0.5 * (1 + float(np.cos(np.pi * (part - warm_up) / (1 - warm_up))))
 
 
 def _follow(average: nn.Module, trained: nn.Module, decay: float, step: int) -> None:

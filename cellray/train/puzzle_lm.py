@@ -40,7 +40,7 @@ _MOST_EXTRA = 3
 
 @dataclass(frozen=True)
 class TypedCells:
-    """Training cells of one dataset by type: gene lists, and the context of the dataset's first cell."""
+    """Cells of one dataset by type: gene lists, and the context of the dataset's first cell."""
 
     context: str
     by_type: dict[str, list[tuple[str, ...]]]
@@ -107,7 +107,7 @@ def gene_vectors(lists: Sequence[tuple[str, ...]], genes: list[str], config: Puz
 
 
 def draw(typed: TypedCells, config: PuzzleLMConfig, rng: np.random.Generator) -> Puzzle:
-    """Draw a training puzzle: cells of different types, each with some of its genes left out."""
+    """Draw a puzzle: cells of different types, each with up to ``most_dropped`` of its genes left out."""
     types = sorted(typed.by_type)
     most = min(config.max_cells, len(types))
     n = int(rng.integers(min(config.min_cells, most), most + 1))
@@ -222,7 +222,9 @@ def pretrain_puzzles(given: PuzzleLMInput, workers: Alone | None = None) -> tupl
 
     def batches(epoch: int, rank: int, world: int) -> DataLoader[_Batch]:
         drawn = Drawn(given, trainer.tokenizer, epoch, rank, world)
-        return DataLoader(drawn, batch_size=None, num_workers=config.drawers)
+        # Not forked: a worker of Ray has threads beside this one.
+        how = "forkserver" if config.drawers else None
+        return DataLoader(drawn, batch_size=None, num_workers=config.drawers, multiprocessing_context=how)
 
     @torch.no_grad()
     def validate() -> float:

@@ -4,8 +4,7 @@ Contract: ``whole`` is a call of all workers together, in the same order, where 
 pass through. Losses and steps are those of workers that hold everything. It knows nothing of what is trained.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,8 @@ def share(module: nn.Module, parts: Iterable[nn.Module], world: int, device: tor
 
     mesh = init_device_mesh(device.type, (world,))
     for one in (*parts, module):
-        fully_shard(one, mesh=mesh)
+        # Whole weights that stayed from one pass to the next would miss what is loaded between them.
+        fully_shard(one, mesh=mesh, reshard_after_forward=True)
 
 
 def shared(module: nn.Module) -> list[nn.Module]:
@@ -28,17 +28,6 @@ def shared(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, FSDPModule):
         return [module]
     return [found for child in module.children() for found in shared(child)]
-
-
-@contextmanager
-def unsynced(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """While inside, backward passes of shared modules leave the other workers out."""
-    modules = list(modules)
-    for one in modules:
-        one.set_requires_gradient_sync(False)  # type: ignore[operator]
-    yield
-    for one in modules:
-        one.set_requires_gradient_sync(True)  # type: ignore[operator]
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What GRPO adds to a fine-tuned model of puzzles: ``python -m jobs.bench.learning --puzzles T --held-out E``.
 
 ``T`` and ``E`` are folders of ``cellray puzzles build`` with ``--held-out`` 0.1 and 0.05. ``T/validation.parquet``, of
-cells that ``--model`` was not fine-tuned on, is what GRPO and its control learn from; ``E/validation.parquet`` is for
+cells that ``--model`` was not trained on, is what GRPO and its control learn from; ``E/validation.parquet`` is for
 tuning (``--tune``) and ``E/test.parquet`` for the report. For every seed and both rewards: GRPO, and beside it the same
 model fine-tuned on the same puzzles' answers for as many seconds; judged by the greedy, free answers to the same
 held-out puzzles, as paired differences to the model they began with. Their standard error is over puzzles, which share
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add the options of ``study``."""
     parser.add_argument("--puzzles", type=Path, required=required, help="folder T")
     parser.add_argument("--held-out", type=Path, required=required, help="folder E")
-    parser.add_argument("--model", required=required, help="fine-tuned model folder")
+    parser.add_argument("--model", required=required, help="the model to start from: a folder, or mini-cell-o1")
     parser.add_argument(
         "--out",
         type=Path,

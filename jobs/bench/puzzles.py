@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=None, help=f"of a random model, a multiple of {_HEAD}")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    # Ray would give engines in actors one thread, where the bare one takes all.
+    # The app's replica would have one thread by Ray, where the bare engine and those in actors have all.
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     with tempfile.TemporaryDirectory() as folder:
         model = _MODEL if given.width is None else random_model(folder, given.width)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ class GRPO:
             begin = restore(folder, self.kept, self.optimiser)
             self.metrics.load(folder)
 
-        def write(folder: Path) -> None:
-            save(folder, state, step + 1)
+        def write(folder: Path, state: dict[str, Tensor], done: int) -> None:
+            save(folder, state, done)
             self.metrics.save(folder)
 
         self.workers.resume(read)
@@ -158,7 +159,8 @@ class GRPO:
             if (step + 1) % self.config.save_steps == 0 or step + 1 == self.config.steps:
                 self.chance.keep()
                 state = state_of(self.kept, self.optimiser, keep=self.workers.rank == 0)
-                self.workers.report({"step": step + 1, **values}, write)
+                self.workers.report({"step": step + 1, **values}, partial(write, state=state, done=step + 1))
+                del state
 
     def step(self, step: int) -> dict[str, float]:
         """Take one step; returns what it was like, over all workers."""
@@ -261,7 +263,7 @@ class GRPO:
             ]
         )
         n, reward, valid, written_tokens, cut, groups, flat, cached, asked_tokens = sums
-        whole = learned - begun
+        seconds = learned - begun
         return {
             "reward": reward / n,
             "format": valid / n,
@@ -274,8 +276,8 @@ class GRPO:
             "sync_s": sync_s,
             "rollout_s": written - asked,
             "train_s": learned - written,
-            "trainer_idle": (written - begun) / whole,
-            "rollout_idle": 1 - (written - asked) / whole,
+            "trainer_idle": (written - begun) / seconds,
+            "rollout_idle": 1 - (written - asked) / seconds,
         }
 
 

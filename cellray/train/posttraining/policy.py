@@ -120,11 +120,11 @@ class Policy(nn.Module):
 
 def opened(config: Training, workers: Alone) -> Policy:
     """Return the policy of ``config`` where ``workers`` compute, whole or this worker's share of it."""
-    policy = Policy(config).to(workers.device)
-    if config.sharded:
+    policy = Policy(config)
+    if config.sharded:  # part by part from here to there: all of it may not fit
         names = policy.causal._no_split_modules or ()
         workers.share(policy, [one for one in policy.causal.modules() if type(one).__name__ in names])
-    return policy
+    return policy.to(workers.device)
 
 
 def with_adapter(base: Any, adapter: Adapter, digest: str) -> Any:

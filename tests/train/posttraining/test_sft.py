@@ -35,7 +35,7 @@ def input_of(model, puzzles, **more):
     told = config(model, **more)
     tokenizer = open_tokenizer(told.model)
     found, _ = examples(tokenizer, [dialogue(one, told.said, told.placement) for one in puzzles], 128)
-    return SFTInput(told, split(found, told)[0], [], tokenizer.pad_token_id)
+    return SFTInput(told, *split(found, told), tokenizer.pad_token_id)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
@@ -107,7 +107,8 @@ def test_presets_and_what_overrides_them():
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray")
 def test_two_workers_that_share_the_weights_and_one_killed_change_nothing(tiny_lm, solved, tmp_path):
-    job = {**SMALL, "model": str(tiny_lm), "puzzles": [str(solved)], "save_steps": 3, "batch": 2, "sharded": True}
+    job = {**SMALL, "model": str(tiny_lm), "puzzles": [str(solved)], "save_steps": 3, "validation": 0.25}
+    job |= {"batch": 1, "accumulate": 2, "sharded": True}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(job))
     out = tmp_path / "out"
     options = ["--runs", tmp_path / "runs", "--workers", 2, "--threads", 1]
@@ -115,13 +116,14 @@ def test_two_workers_that_share_the_weights_and_one_killed_change_nothing(tiny_l
         assert sft.main([str(one) for one in ("--config", tmp_path / "config.yaml", "--out", out, *options)]) == 0
     assert killed
     told = json.loads((out / "training.json").read_text())
-    assert (told["examples"], told["too_long"]) == (48, 0)
-    _, alone, facts = train(input_of(tiny_lm, records.read(str(solved)), save_steps=3))
+    assert (told["examples"], told["validation"], told["too_long"]) == (36, 12, 0)
+    _, alone, facts = train(input_of(tiny_lm, records.read(str(solved)), save_steps=3, validation=0.25))
+    assert told["validation_loss"] == pytest.approx(-facts["score"], abs=1e-3)
     assert facts["loss"] < 3  # it begins at the logarithm of some 300 tokens
     weights = load_file(out / "model" / "model.safetensors")
     for name, value in alone.named_parameters():
         found = weights[name.replace("/", ".").removeprefix("causal.")]
-        # Two workers' sums round otherwise, which 48 steps make larger; one step moves a weight by up to 2e-2.
+        # Two workers' sums round otherwise, which 36 steps make larger; one step moves a weight by up to 2e-2.
         torch.testing.assert_close(found, value.detach(), atol=2e-3, rtol=0)
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cellray.train.checkpoint import restore, save, state_of
-from cellray.train.sharing import share, shared
+from cellray.train.sharing import is_shared, share
 
 _CLIP = 1.0
 _FIRST_STEPS = 10
@@ -86,7 +86,7 @@ class OnRay(Alone):
         """Return the module whose forward pass averages gradients over workers."""
         from ray.train.torch import prepare_model
 
-        return prepare_model(module, move_to_device=False) if self.world > 1 and not shared(module) else module
+        return prepare_model(module, move_to_device=False) if self.world > 1 and not is_shared(module) else module
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Return the sums over workers, all of which must call."""

@@ -27,7 +27,7 @@ from cellray.puzzles.answer import written
 from cellray.puzzles.build import split_rows
 from cellray.puzzles.cells import RankedCells, Ranking, read_ranked
 from cellray.puzzles.puzzle import Puzzle
-from cellray.train.config import PuzzleLMConfig
+from cellray.train.config import PuzzleLMConfig, Sizes
 from cellray.train.initial import loadings
 from cellray.train.loop import Alone, OnRay, Plan, fit, warm_cosine
 from cellray.train.puzzle_tokens import END, gene_pieces, puzzle_tokenizer
@@ -139,6 +139,24 @@ class _Batch:
         return _Batch(self.ids.to(device), self.target.to(device))
 
 
+def random_model(tokenizer: PreTrainedTokenizerBase, sizes: Sizes, **more: Any) -> Qwen2ForCausalLM:
+    """Return a model of random weights for the words of ``tokenizer``; ``more`` goes to its configuration."""
+    fields: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.ffn,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.heads,
+        "max_position_embeddings": sizes.max_tokens,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return Qwen2ForCausalLM(Qwen2Config(**{**fields, **more}))
+
+
 class PuzzleLMTrainer(nn.Module):
     """The model, its tokenizer, and the loss of what it says."""
 
@@ -146,21 +164,7 @@ class PuzzleLMTrainer(nn.Module):
         super().__init__()
         self.tokenizer = puzzle_tokenizer(given.genes, given.labels, [typed.context for typed in given.sets])
         sizes = given.config.sizes
-        self.model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=len(self.tokenizer),
-                hidden_size=sizes.hidden,
-                intermediate_size=sizes.ffn,
-                num_hidden_layers=sizes.layers,
-                num_attention_heads=sizes.heads,
-                num_key_value_heads=sizes.heads,
-                max_position_embeddings=sizes.max_tokens,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        )
+        self.model = random_model(self.tokenizer, sizes)
         with torch.no_grad():
             vectors = torch.from_numpy(given.vectors)
             for place in (0, 1):

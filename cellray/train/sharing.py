@@ -21,35 +21,33 @@ def share(module: nn.Module, parts: Iterable[nn.Module], world: int, device: tor
         fully_shard(one, mesh=mesh, reshard_after_forward=True)
 
 
-def shared(module: nn.Module) -> list[nn.Module]:
-    """Return the outermost modules in ``module`` that ``share`` was given."""
+def is_shared(module: nn.Module) -> bool:
+    """Return whether ``share`` was given ``module`` or something in it."""
     from torch.distributed.fsdp import FSDPModule
 
-    if isinstance(module, FSDPModule):
-        return [module]
-    return [found for child in module.children() for found in shared(child)]
+    return any(isinstance(one, FSDPModule) for one in module.modules())
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor."""
-    return tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if _is_part(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def own(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this worker holds."""
-    return tensor.to_local() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if _is_part(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
     """Return ``tensor``, which every worker has whole, shared as ``other`` is."""
-    if not _is_shared(other) or tensor.shape != other.shape:
+    if not _is_part(other) or tensor.shape != other.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
-def _is_shared(tensor: Tensor) -> bool:
+def _is_part(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     # The app's replica would have one thread by Ray, where the bare engine and those in actors have all.
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     with tempfile.TemporaryDirectory() as folder:
-        model = _MODEL if given.width is None else random_model(folder, given.width)
+        model = _MODEL if given.width is None else write_random(folder, given.width)
         engine = EngineSettings(model=model, max_length=2048, cache_bytes=256 << 20)
         solving = SolveSettings(max_tokens=_TOKENS, thoughts=None if given.width is None else _THOUGHTS)
         found = measured(engine, solving, given)
@@ -91,27 +91,18 @@ def measured(engine: EngineSettings, solving: SolveSettings, given: argparse.Nam
     }
 
 
-def random_model(folder: str, width: int) -> str:
+def write_random(folder: str, width: int) -> str:
     """Write a model folder of random weights with the bundled model's tokenizer; returns it."""
     import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoTokenizer
+
+    from cellray.train.config import Sizes
+    from cellray.train.puzzle_lm import random_model
 
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED[_MODEL])
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=_LAYERS,
-        num_attention_heads=width // _HEAD,
-        num_key_value_heads=width // _HEAD,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    sizes = Sizes(hidden=width, layers=_LAYERS, heads=width // _HEAD, ffn=3 * width, max_tokens=4096)
+    random_model(tokenizer, sizes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -13,12 +13,14 @@ import torch
 
 from cellray.puzzles.answer import official, written
 from cellray.puzzles.puzzle import Puzzle
+from cellray.train.config import Sizes
 from cellray.train.loop import Alone
 from cellray.train.posttraining.config import GRPOConfig, SFTConfig
 from cellray.train.posttraining.examples import Dialogue, examples, prompt_tokens
 from cellray.train.posttraining.learner import GRPO, GRPOInput, Prompt
 from cellray.train.posttraining.policy import open_tokenizer
 from cellray.train.posttraining.sft import SFTInput, train
+from cellray.train.puzzle_lm import random_model
 from cellray.train.puzzle_tokens import puzzle_tokenizer
 
 TYPES = ["B cell", "NK cell", "T cell", "erythrocyte", "fibroblast", "hepatocyte", "monocyte", "platelet"]
@@ -41,26 +43,10 @@ def toy_puzzles(n: int, seed: int) -> list[Puzzle]:
 
 def toy_model(folder: Path, *, steps: int = 800) -> Path:
     """Write a model that names a listed type at random."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     tokenizer = puzzle_tokenizer(["GENE"], TYPES, [_CONTEXT])
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            initializer_range=0.1,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    sizes = Sizes(hidden=64, layers=1, heads=2, ffn=128, max_tokens=128)
+    model = random_model(tokenizer, sizes, initializer_range=0.1, tie_word_embeddings=False)
     model.save_pretrained(folder / "random")
     tokenizer.save_pretrained(folder / "random")
     rng = np.random.default_rng(1)

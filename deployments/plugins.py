@@ -100,7 +100,7 @@ class Labeller:
     async def loaded(self, name: str) -> Loaded:
         """Read plugin ``tissue@digest``."""
         tissue, _, digest = name.partition("@")
-        return await asyncio.to_thread(Loaded.read, self._registry, self._base, tissue, digest)
+        return await asyncio.to_thread(Loaded.read, self._registry, self._base, tissue, digest, self._encoder)
 
     async def label(self, cells: TokenCells) -> Labelled:
         """Label cells with the plugin that the request is for."""

@@ -45,7 +45,7 @@ class LangCellEncoder(Encoder):
         super().__init__(batch_tokens=batch_tokens, device=device, dtype=dtype)
         self.alpha, self.ctm_top_k = alpha, ctm_top_k
         self.width, self.n_labels = checkpoint.width, len(texts)
-        self.model = checkpoint.build(self.device)
+        self.model = checkpoint.build(self.device, self.weights)
         if texts:
             with torch.inference_mode():
                 self.texts = self.model.encode_texts(checkpoint.text_ids(list(texts)).to(self.device))

@@ -43,7 +43,7 @@ class ScGPTEncoder(Encoder):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(batch_tokens=batch_tokens, device=device, dtype=dtype)
-        self.model = checkpoint.build(self.device)
+        self.model = checkpoint.build(self.device, self.weights)
         self.width = checkpoint.width
         self.n_labels = checkpoint.config.n_classes if classify else 0
         self.max_tokens = max_tokens or checkpoint.config.max_tokens

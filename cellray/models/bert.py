@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cellray.models.fused import add_norm
 from cellray.models.packed import Segments, attention
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
@@ -100,7 +101,7 @@ class Residual(nn.Module):
 
     def forward(self, update: Tensor, states: Tensor) -> Tensor:
         """Return ``LayerNorm(states + dense(update))``."""
-        return self.LayerNorm(states + F.dropout(self.dense(update), self.dropout, self.training))
+        return add_norm(F.dropout(self.dense(update), self.dropout, self.training), states, self.LayerNorm)
 
 
 class Attention(nn.Module):

@@ -49,6 +49,8 @@ class Texts:
 class LangCell(nn.Module):
     """The five official modules under their official names."""
 
+    LAST = ("cell_proj", "text_proj", "ctm_head")
+
     def __init__(self, config: LangCellConfig) -> None:
         super().__init__()
         self.config = config

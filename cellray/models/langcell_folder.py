@@ -65,9 +65,9 @@ class LangCellCheckpoint:
         pq.write_table(self.symbols.cast(schema.symbols()), folder / "symbols.parquet", compression="zstd")
         self.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 
-    def build(self, device: str = "cpu") -> LangCell:
-        """Return the model in float32 and evaluation mode on ``device``."""
-        return cast("LangCell", loaded(lambda: LangCell(self.config), self.state, device))
+    def build(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LangCell:
+        """Return the model in evaluation mode on ``device``, all but its last steps in ``dtype``."""
+        return cast("LangCell", loaded(lambda: LangCell(self.config), self.state, device, dtype))
 
     def text_ids(self, texts: list[str]) -> torch.Tensor:
         """Tokenise texts as the official code does (``[CLS] ... [SEP]``, cut to 512): (k, t) int64, padded."""

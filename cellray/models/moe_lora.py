@@ -77,6 +77,8 @@ class MoELoRA(nn.Module):
 class Plugin(nn.Module):
     """Experts for every layer of a base, and a head whose first ``used`` classes have names; the rest is reserved."""
 
+    LAST = ("cls_decoder",)
+
     def __init__(self, config: MoELoRAConfig, used: int) -> None:
         super().__init__()
         self.config, self.used = config, used

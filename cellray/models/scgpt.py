@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cellray.models.fused import add_norm
 from cellray.models.packed import Segments, attention, exact, places
 
 NORMALISATIONS = ("none", "total", "log1p")
@@ -127,7 +128,7 @@ class ValueEncoder(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Embed (t,) values to (t, hidden); there are few different ones, and each is computed once."""
         different, which = values.unique(return_inverse=True)
-        known = different.clamp(max=_MAX_VALUE)[:, None]
+        known = different.clamp(max=_MAX_VALUE)[:, None].to(self.linear1.weight.dtype)
         return self.norm(self.linear2(F.relu(self.linear1(known))))[which]
 
 
@@ -180,8 +181,8 @@ class Layer(nn.Module):
     ) -> Tensor:
         """Apply the layer to (t, hidden) states, or to the rows ``read`` of them."""
         mixed = self.self_attn(states, cells, read, more)
-        states = self.norm1((states if read is None else states[read]) + mixed)
-        return self.norm2(states + self.linear2(F.relu(self.linear1(states))))
+        states = add_norm(mixed, states if read is None else states[read], self.norm1)
+        return add_norm(self.linear2(F.relu(self.linear1(states))), states, self.norm2)
 
 
 class ClassHead(nn.Module):
@@ -208,6 +209,8 @@ class ClassHead(nn.Module):
 
 class ScGPT(nn.Module):
     """The modules that inference needs, under their official names but for ``self_attn.in_proj``."""
+
+    LAST = ("cls_decoder",)
 
     def __init__(self, config: ScGPTConfig) -> None:
         super().__init__()

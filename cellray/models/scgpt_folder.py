@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors.torch import load_file
 
 from cellray import schema
@@ -59,9 +60,9 @@ class ScGPTCheckpoint:
         """Write what only this kind of folder has."""
         pq.write_table(self.genes.cast(_genes_schema(self.config)), folder / "genes.parquet", compression="zstd")
 
-    def build(self, device: str = "cpu") -> ScGPT:
-        """Return the model in float32 and evaluation mode on ``device``."""
-        return cast("ScGPT", loaded(lambda: ScGPT(self.config), self.state, device))
+    def build(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ScGPT:
+        """Return the model in evaluation mode on ``device``, all but its last steps in ``dtype``."""
+        return cast("ScGPT", loaded(lambda: ScGPT(self.config), self.state, device, dtype))
 
 
 def check(state: State, config: ScGPTConfig, genes: pa.Table, labels: list[dict[str, str]]) -> None:

@@ -46,11 +46,15 @@ def check_state(state: State, build: Callable[[], nn.Module], hint: str = "") ->
             raise ValueError(msg)
 
 
-def loaded(build: Callable[[], nn.Module], state: State, device: str) -> nn.Module:
-    """Return the model with ``state`` in float32, in evaluation mode on ``device``."""
+def loaded(build: Callable[[], nn.Module], state: State, device: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the model with ``state`` in ``dtype``, but its modules named in ``LAST`` in float32, ready to infer."""
     with torch.device("meta"):
         model = build()
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    last = getattr(model, "LAST", ())
+    weights = {
+        name: tensor.to(torch.float32 if name.split(".")[0] in last else dtype) for name, tensor in state.items()
+    }
+    model.load_state_dict(weights, assign=True)
     return model.to(device).eval()
 
 

@@ -132,10 +132,10 @@ class PluginEncoder(Encoder):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(batch_tokens=batch_tokens, device=device, dtype=dtype)
-        self.model = base.build(self.device)
+        self.model = base.build(self.device, self.weights)
         self.width = base.width
-        self._plugins = [plugin.build(self.device) for plugin in plugins]
-        self._assigner = None if assigner is None else assigner.build(self.device)
+        self._plugins = [plugin.build(self.device, self.weights) for plugin in plugins]
+        self._assigner = None if assigner is None else assigner.build(self.device, self.weights)
         names = {tissue_name(plugin.tissue): number for number, plugin in enumerate(plugins)}
         self._plugin_of_tissue = np.array(
             [names.get(tissue_name(name), NONE) for name in assigner.names] if assigner else [0]

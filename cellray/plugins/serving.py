@@ -69,12 +69,15 @@ class Loaded:
     thresholds: np.ndarray
 
     @classmethod
-    def read(cls, registry: Registry, base: ScGPTCheckpoint, tissue: str, digest: str) -> Self:
-        """Read a version, which must belong to ``base``; otherwise a ``PluginError``."""
+    def read(
+        cls, registry: Registry, base: ScGPTCheckpoint, tissue: str, digest: str, encoder: PluginEncoder | None = None
+    ) -> Self:
+        """Read a version, which must belong to ``base`` or it is a ``PluginError``, to where ``encoder`` computes."""
         with boundary(PluginError, f"registry {registry.uri}"):
             found = registry.get(tissue, digest).on(base)
         terms = [label["term_id"] for label in found.labels]
-        return cls(found.build(), found.names, terms, np.array(found.thresholds))
+        plugin = found.build(encoder.device, encoder.weights) if encoder else found.build()
+        return cls(plugin, found.names, terms, np.array(found.thresholds))
 
 
 def label_cells(encoder: PluginEncoder, requests: Sequence[tuple[Loaded, TokenCells]]) -> list[Labelled]:

@@ -21,6 +21,7 @@ from typing import Any, Self, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as serialise
@@ -82,9 +83,9 @@ class PluginCheckpoint:
         """Names of the classes in use."""
         return [label["name"] for label in self.labels]
 
-    def build(self, device: str = "cpu") -> Plugin:
-        """Return the plugin in float32 and evaluation mode on ``device``."""
-        return cast("Plugin", loaded(lambda: Plugin(self.config, len(self.labels)), self.state, device))
+    def build(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Plugin:
+        """Return the plugin in evaluation mode on ``device``, all but its head in ``dtype``."""
+        return cast("Plugin", loaded(lambda: Plugin(self.config, len(self.labels)), self.state, device, dtype))
 
     def on(self, base: ScGPTCheckpoint) -> Self:
         """Return this plugin if it belongs to ``base``; otherwise a ``ValueError``."""

@@ -40,7 +40,10 @@ class Study:
     @cached_property
     def corpus(self) -> ScGPTCorpus:
         """What the base was trained on; its genes are chosen without the held-out cells and types."""
-        return prepare_scgpt(self._config(), self.data)
+        threads = torch.get_num_threads()
+        found = prepare_scgpt(self._config(), self.data)
+        torch.set_num_threads(threads)  # numba, which scanpy uses, sets its own number for everything in the process
+        return found
 
     @cached_property
     def base(self) -> ScGPTCheckpoint:

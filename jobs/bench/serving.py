@@ -138,7 +138,7 @@ def in_process(base: ScGPTCheckpoint, registry: Registry) -> dict[str, Any]:
     loaded = []
     for tissue in _TISSUES:
         started = time.perf_counter()
-        loaded.append(Loaded.read(registry, base, tissue, str(registry.promoted(tissue))))
+        loaded.append(Loaded.read(registry, base, tissue, str(registry.promoted(tissue)), encoder))
         switches.append(1000 * (time.perf_counter() - started))
     single = [(loaded[0], cells)]
     mixed = [(one, cells.take(np.arange(at, n, len(loaded)))) for at, one in enumerate(loaded)]

@@ -52,6 +52,15 @@ def test_a_sliced_table_is_read_at_its_offset(golden, scorer):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close(golden, scorer, dtype):
+    flat, offsets = golden.tokens(2047)
+    half = LangCellEncoder(golden.checkpoint, golden.texts, alpha=0.2, dtype=dtype)
+    (exact, _), (found, _) = (one.score_tokens({"tokens": flat}, offsets, np.arange(48)) for one in (scorer, half))
+    assert 0 < np.abs(found - exact).mean() < (5e-3 if dtype == torch.float16 else 2e-2)
+    assert (found.argmax(1) == exact.argmax(1)).mean() > 0.9
+
+
 @pytest.mark.parametrize("budget", [1, 500, 1 << 20])
 def test_neighbours_do_not_matter(golden, budget):
     flat, offsets = golden.tokens(2047)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from cellray import schema
 from cellray.encode import tokenizer_of
@@ -77,6 +78,15 @@ def test_requests_of_several_plugins_share_a_pass(world, liver, blood, shard):
     rows = together[1].rows()
     assert set(rows[0]) == {"label", "ontology_id", "score", "doubtful"}
     assert sum(row["doubtful"] for row in rows) < 12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(world, liver, blood, tissues, shard, dtype):
+    base = world.checkpoint()
+    exact = probabilities(PluginEncoder(base, [liver, blood], tissues), shard)
+    found = probabilities(PluginEncoder(base, [liver, blood], tissues, dtype=dtype), shard)
+    assert 0 < np.abs(found - exact).max() < (0.02 if dtype == torch.float16 else 0.1)
+    assert (found.argmax(1) == exact.argmax(1)).mean() > 0.95
 
 
 def test_what_is_chosen_is_what_is_promoted(tmp_path, world, liver, blood, tissues):

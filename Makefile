@@ -15,16 +15,18 @@ install: $(VENV)/.core
 demo: $(VENV)/.core
 	$(BIN)/python -m jobs.demo --out out/demo
 
-# Two processes side by side, about as long as one another, each with a Ray of its own and one thread for numbers.
-FIRST_HALF := tests/deployments tests/faults tests/jobs tests/puzzles
+# Two processes side by side, about as long as one another, each with a Ray of its own and one thread for numbers: more
+# would wait for each other. (Numba, where it is first used, sets the number of OpenMP threads for all of a process.)
+FIRST_HALF := tests/deployments tests/faults tests/jobs tests/plugins tests/puzzles
+TEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q
 test: $(VENV)/.test
 	$(MAKE) --jobs=2 --output-sync=target test-first test-second lint
 
 test-first: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FIRST_HALF)
+	$(TEST) $(FIRST_HALF)
 
 test-second: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(FIRST_HALF))
+	$(TEST) tests $(addprefix --ignore=,$(FIRST_HALF))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -4,7 +4,7 @@ Contract: a pure function of the data, the seed and the arguments; bases are kep
 Splits are those of ``cellray.train.plugins.split`` with a fifth held out, which the bases never saw either.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -31,11 +31,12 @@ _CONFIG = Path(__file__).parents[1] / "configs" / "mini-scgpt.yaml"
 
 @dataclass(frozen=True)
 class Study:
-    """Data, work folder and seed of one base that never saw ``UNSEEN``."""
+    """Data, work folder and seed of one base that never saw ``UNSEEN``, nor any label of the tissue ``foreign``."""
 
     data: Path
     work: Path
     seed: int
+    foreign: str | None = None
 
     @cached_property
     def corpus(self) -> ScGPTCorpus:
@@ -48,9 +49,12 @@ class Study:
     @cached_property
     def base(self) -> ScGPTCheckpoint:
         """The base, trained when it is not in the work folder yet."""
-        folder = self.work / f"base-{self.seed}"
+        folder = self.work / f"base-{self.seed}{f'-foreign-{self.foreign}' if self.foreign else ''}"
         if not (folder / "config.json").is_file():
-            given = ScGPTInput(self._config(), self.corpus)
+            corpus = self.corpus
+            if self.foreign:
+                corpus = replace(corpus, label=np.where(self._of(self.foreign), -1, corpus.label))
+            given = ScGPTInput(self._config(), corpus)
             trainer, _ = pretrain(given)
             checkpoints.save(folder, checkpoint_of(given, trainer.base), torch.float16)
         loaded = checkpoints.load(str(folder))
@@ -63,8 +67,11 @@ class Study:
 
     def expression(self, tissue: str) -> np.ndarray:
         """Standardised log expression of the same cells, (n, genes)."""
+        return self.corpus.targets(np.flatnonzero(self._of(tissue)))
+
+    def _of(self, tissue: str) -> np.ndarray:
         number = [entry.file for entry in self._config().sets].index(FILES[tissue])
-        return self.corpus.targets(np.flatnonzero(self.corpus.dataset == number))
+        return self.corpus.dataset == number
 
     def _config(self) -> ScGPTPretrainConfig:
         config = ScGPTPretrainConfig.read(_CONFIG, seed=self.seed, name=f"strict-{self.seed}")

@@ -15,7 +15,7 @@ from cellray.models import checkpoints
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.plugins.reading import Reading, read_labelled
 from cellray.tokenize.cells import Cells
-from cellray.train.config import HoldOut, ScGPTPretrainConfig
+from cellray.train.config import HoldOut, ScGPTPretrainConfig, Sizes
 from cellray.train.plugins import split
 from cellray.train.scgpt_corpus import ScGPTCorpus, prepare_scgpt
 from cellray.train.scgpt_pretrain import ScGPTInput, checkpoint_of, pretrain
@@ -27,16 +27,21 @@ UNSEEN = {
     "liver": ("Lymphatic Endothelial Cell", "Macrophage LST1_high"),
 }
 _CONFIG = Path(__file__).parents[1] / "configs" / "mini-scgpt.yaml"
+_SMALL = {"epochs": 1, "top_genes": 200, "sizes": Sizes(hidden=32, layers=1, heads=2, ffn=32, max_tokens=33)}
 
 
 @dataclass(frozen=True)
 class Study:
-    """Data, work folder and seed of one base that never saw ``UNSEEN``, nor any label of the tissue ``foreign``."""
+    """Data, work folder and seed of one base that never saw ``UNSEEN``, nor any label of the tissue ``foreign``.
+
+    A ``small`` one learned hardly anything else either: it is there to see that all goes through.
+    """
 
     data: Path
     work: Path
     seed: int
     foreign: str | None = None
+    small: bool = False
 
     @cached_property
     def corpus(self) -> ScGPTCorpus:
@@ -79,9 +84,11 @@ class Study:
             FILES[tissue]: HoldOut(fraction=HELD_OUT, key="cell_type", values=types) for tissue, types in UNSEEN.items()
         }
         sets = tuple(
-            entry.model_copy(update={"hold_out": rules.get(entry.file, entry.hold_out)}) for entry in config.sets
+            entry.model_copy(update={"hold_out": rules.get(entry.file, entry.hold_out)})
+            for entry in config.sets
+            if entry.file in rules or not self.small
         )
-        return config.model_copy(update={"sets": sets})
+        return config.model_copy(update={"sets": sets, **(_SMALL if self.small else {})})
 
 
 def parts(cells: Cells) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

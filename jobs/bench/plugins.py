@@ -19,7 +19,8 @@ Bases are pre-trained as ``mini-scgpt`` is, once a seed, but never see the types
 ``serving``
     See ``jobs.bench.serving``.
 
-Work is kept in ``--work`` and not done again.
+Work is kept in ``--work`` and not done again. ``--small`` does a little of everything, to see that it goes through:
+its numbers mean nothing.
 """
 
 import argparse
@@ -65,6 +66,7 @@ _SEEDS, _DRAWS = (0, 1, 2), (0, 1, 2)
 _NEW_CELLS = (10, 20, 30, 40, 50)
 _SHOWN = 30  # where the paper's recipe is measured too, on the first draw
 _PARTS = ("closed", "incremental", "serving")
+_SMALL_REQUESTS = 8
 _SETTINGS = {"foreign": PluginSettings(learning_rate=2e-3, epochs=12, patience=4), "native": PluginSettings()}
 
 
@@ -77,30 +79,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=len(_SEEDS))
     parser.add_argument("--new-cells", type=int, nargs="+", default=list(_NEW_CELLS))
+    parser.add_argument("--small", action="store_true", help="one seed, one draw, one epoch of everything")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     given.work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
-    seeds = _SEEDS[: given.seeds]
+    seeds, draws = (_SEEDS[:1], _DRAWS[:1]) if given.small else (_SEEDS[: given.seeds], _DRAWS)
+    studies = {seed: partial(Study, given.data, given.work, seed, small=given.small) for seed in seeds}
     if given.only in (None, "closed"):
         tasks = [
-            partial(closed, given.data, given.work, base, seed, tissue)
-            for base in _SETTINGS
+            partial(closed, studies[seed](foreign=tissue if kind == "foreign" else None), tissue, kind)
+            for kind in _SETTINGS
             for seed in seeds
             for tissue in FILES
         ]
         found["closed"] = summary(list(done(tasks, given)), ("base", "tissue", "method"))
     if given.only in (None, "incremental"):
         tasks = [
-            partial(incremental, given.data, given.work, tuple(given.new_cells), seed, tissue)
+            partial(incremental, studies[seed](), tissue, tuple(given.new_cells), draws)
             for seed in seeds
             for tissue in FILES
         ]
         found["incremental"] = summary(list(done(tasks, given)), ("type", "method", "n"))
     if given.only in (None, "serving"):
-        from jobs.bench.serving import serving
+        from jobs.bench.serving import REQUESTS, serving
 
-        found["serving"] = serving(given.work)
+        found["serving"] = serving(given.work, _SMALL_REQUESTS if given.small else REQUESTS)
     if given.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:
@@ -111,7 +115,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def done(tasks: Sequence[Callable[[], list[dict[str, Any]]]], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Do tasks side by side; yields their rows."""
+    """Do tasks side by side, or one after the other in this process; yields their rows."""
+    if given.processes == 1:
+        for task in tasks:
+            yield from _call(task)
+        return
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
         for rows in pool.map(_call, tasks):
             yield from rows
@@ -130,11 +138,10 @@ def kept(path: Path, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str,
     return json.loads(path.read_text())
 
 
-def closed(data: Path, work: Path, kind: str, seed: int, tissue: str) -> list[dict[str, Any]]:
+def closed(study: Study, tissue: str, kind: str) -> list[dict[str, Any]]:
     """All methods on the test cells of a tissue, with a base of a kind of ``_SETTINGS``."""
 
     def measure() -> list[dict[str, Any]]:
-        study = Study(data, work, seed, tissue if kind == "foreign" else None)
         cells, x = study.cells(tissue), study.expression(tissue)
         training, validation, test = parts(cells)
         learned, truth = cells.take(training), cells.labels[test].tolist()
@@ -149,12 +156,13 @@ def closed(data: Path, work: Path, kind: str, seed: int, tissue: str) -> list[di
         started = time.process_time()  # of both baselines together
         for method, model in on_counts(x[training], learned.labels).items():
             add(method, model.predict(x[test]), started)  # type: ignore[attr-defined]
-        for method, how in (("frozen", _frozen), ("plugin", train), *([("full", _full)] if seed == _SEEDS[0] else [])):
+        full = [("full", _full)] if study.seed == _SEEDS[0] else []
+        for method, how in (("frozen", _frozen), ("plugin", train), *full):
             started = time.process_time()
             tried = []
             for settings in _SETTINGS.values() if method == "frozen" else (_SETTINGS[kind],):
                 base = study.base.build()
-                given = PluginInput(base, learned, cells.take(validation), classes, replace(settings, seed=seed))
+                given = PluginInput(base, learned, cells.take(validation), classes, sized(settings, study))
                 plugin, facts = how(given)
                 tried.append((facts["score"], predict(base, plugin, cells.take(test)).argmax(1)))
             best = max(tried, key=itemgetter(0))
@@ -162,7 +170,12 @@ def closed(data: Path, work: Path, kind: str, seed: int, tissue: str) -> list[di
             rows[-1] |= {"validation": best[0]}
         return rows
 
-    return kept(work / f"closed-{kind}-{tissue}-{seed}.json", measure)
+    return kept(study.work / f"closed-{kind}-{tissue}-{study.seed}.json", measure)
+
+
+def sized(settings: PluginSettings, study: Study) -> PluginSettings:
+    """Return ``settings`` with the seed of a study, and of a small one less to do."""
+    return replace(settings, seed=study.seed, epochs=1 if study.small else settings.epochs)
 
 
 class _Baseline(nn.Module):
@@ -236,7 +249,7 @@ class _Known:
         _, validation, _ = parts(self.cells)
         classes = sorted(set(self.cells.labels[learned].tolist()))
         stop_by = self.cells.take(np.intersect1d(validation, judged))
-        settings = PluginSettings(seed=self.study.seed)
+        settings = sized(PluginSettings(), self.study)
         return PluginInput(self.study.base.build(), self.cells.take(learned), stop_by, classes, settings)
 
     @cached_property
@@ -265,12 +278,12 @@ class _Known:
         return own, np.intersect1d(own, self.parts[0])
 
 
-def incremental(data: Path, work: Path, counts: tuple[int, ...], seed: int, tissue: str) -> list[dict[str, Any]]:
+def incremental(study: Study, tissue: str, counts: Sequence[int], draws: Sequence[int]) -> list[dict[str, Any]]:
     """Add each unseen type of a tissue to a plugin of the others."""
-    known = _Known(Study(data, work, seed), tissue)
-    rows = kept(work / f"oracle-{tissue}-{seed}.json", partial(_oracle, known))
-    for n, draw in product(counts, _DRAWS):
-        rows += kept(work / f"incremental-{tissue}-{seed}-{n}-{draw}.json", partial(_added, known, n, draw))
+    known, name = _Known(study, tissue), f"{tissue}-{study.seed}"
+    rows = kept(study.work / f"oracle-{name}.json", partial(_oracle, known))
+    for n, draw in product(counts, draws):
+        rows += kept(study.work / f"incremental-{name}-{n}-{draw}.json", partial(_added, known, n, draw))
     return rows
 
 
@@ -283,12 +296,13 @@ def _oracle(known: _Known) -> list[dict[str, Any]]:
 
 def _added(known: _Known, n: int, draw: int) -> list[dict[str, Any]]:
     rows = []
+    settings = partial(UpdateSettings, epochs=1) if known.study.small else UpdateSettings
     for label in UNSEEN[known.tissue]:
         own, usable = known.rows_of(label)
         new = np.random.default_rng([known.study.seed, draw, n]).permutation(usable)[:n]
         rows.append({"type": label, "method": "logistic", "n": n, **_refitted(known, label, new)})
         for recipe in ("imprint", "paper") if (n, draw) == (_SHOWN, 0) else ("imprint",):
-            updated = _updated(known, label, own, new, UpdateSettings(recipe=recipe, seed=draw))
+            updated = _updated(known, label, own, new, settings(recipe=recipe, seed=draw))
             rows.append({"type": label, "method": recipe, "n": n, **updated})
     return rows
 

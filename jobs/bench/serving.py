@@ -39,13 +39,13 @@ from cellray.tokenize.cells import Cells
 _TISSUES = ("blood", "kidney", "liver", "lung")
 _CELLS, _GENES = 20, 200
 _CLIENTS = (1, 8, 32)
-_REQUESTS = 160
+REQUESTS = 160
 _REPEATS = 9
 _PORT = 18_438
 
 
-def serving(work: Path) -> list[dict[str, Any]]:
-    """Measure; a row a number of clients, then one of what is measured in this process."""
+def serving(work: Path, requests: int = REQUESTS) -> list[dict[str, Any]]:
+    """Ask ``requests`` times; a row a number of clients, then one of what is measured in this process."""
     from ray import serve
 
     from cellray.cluster import ray_session
@@ -62,7 +62,7 @@ def serving(work: Path) -> list[dict[str, Any]]:
             serve.run(build_app(Arguments(registry=registry.uri)), name="plugins")
             bodies = [json.dumps({"tissue": tissue, "cells": cells_of(base, at)}) for at, tissue in enumerate(_TISSUES)]
             load([body.encode() for body in bodies], 4, 40)  # every plugin is loaded once
-            rows += [load([body.encode() for body in bodies], clients, _REQUESTS) for clients in _CLIENTS]
+            rows += [load([body.encode() for body in bodies], clients, requests) for clients in _CLIENTS]
             serve.shutdown()
         return [*rows, in_process(base, registry)]
 

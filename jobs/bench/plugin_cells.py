@@ -32,15 +32,22 @@ _SMALL = {"epochs": 1, "top_genes": 200, "sizes": Sizes(hidden=32, layers=1, hea
 
 @dataclass(frozen=True)
 class Study:
-    """Data, work folder and seed of one base that never saw ``UNSEEN``, nor any label of the tissue ``foreign``.
+    """Data, work folder and seed of one base that never saw ``UNSEEN``.
 
-    A ``small`` one learned hardly anything else either: it is there to see that all goes through.
+    Attributes
+    ----------
+    kind, tissue
+        What else the base never saw: ``unlabelled``: labels of ``tissue``; ``foreign``: its cells either, though they
+        are among those that genes are chosen and principal components are made from; ``native``: nothing.
+    small
+        The base learned hardly anything: to see that all goes through.
     """
 
     data: Path
     work: Path
     seed: int
-    foreign: str | None = None
+    kind: str = "native"
+    tissue: str = ""
     small: bool = False
 
     @cached_property
@@ -54,12 +61,9 @@ class Study:
     @cached_property
     def base(self) -> ScGPTCheckpoint:
         """The base, trained when it is not in the work folder yet."""
-        folder = self.work / f"base-{self.seed}{f'-foreign-{self.foreign}' if self.foreign else ''}"
+        folder = self.work / f"base-{self.seed}{f'-{self.kind}-{self.tissue}' if self.tissue else ''}"
         if not (folder / "config.json").is_file():
-            corpus = self.corpus
-            if self.foreign:
-                corpus = replace(corpus, label=np.where(self._of(self.foreign), -1, corpus.label))
-            given = ScGPTInput(self._config(), corpus)
+            given = ScGPTInput(self._config(), self._seen())
             trainer, _ = pretrain(given)
             checkpoints.save(folder, checkpoint_of(given, trainer.base), torch.float16)
         loaded = checkpoints.load(str(folder))
@@ -73,6 +77,13 @@ class Study:
     def expression(self, tissue: str) -> np.ndarray:
         """Standardised log expression of the same cells, (n, genes)."""
         return self.corpus.targets(np.flatnonzero(self._of(tissue)))
+
+    def _seen(self) -> ScGPTCorpus:
+        if not self.tissue:
+            return self.corpus
+        own = self._of(self.tissue)
+        held_out = self.corpus.held_out | (own if self.kind == "foreign" else False)
+        return replace(self.corpus, label=np.where(own, -1, self.corpus.label), held_out=held_out)
 
     def _of(self, tissue: str) -> np.ndarray:
         number = [entry.file for entry in self._config().sets].index(FILES[tissue])

@@ -23,7 +23,8 @@ def found(shared, tmp_path_factory):
 def test_closed(found, capsys):
     rows = found("closed", capsys)
     methods = ("logistic", "centroid", "frozen", "plugin", "full")
-    wanted = {(base, tissue, one) for base in ("foreign", "native") for tissue in ("blood", "liver") for one in methods}
+    bases = ("foreign", "unlabelled", "native")
+    wanted = {(base, tissue, one) for base in bases for tissue in ("blood", "liver") for one in methods}
     assert {(row["base"], row["tissue"], row["method"]) for row in rows} == wanted
     assert all(0 < row["macro_f1"] <= 1 and 0 < row["accuracy"] <= 1 and row["runs"] == 1 for row in rows)
     again = found("closed", capsys)

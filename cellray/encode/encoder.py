@@ -29,7 +29,7 @@ class Encoder(ABC):
     device, dtype
         Where it computes, and in which precision all but the last steps are, which stay in float32. On a GPU float16
         unless told otherwise. In bfloat16 weights and sums stay in float32 too and only products of large matrices are
-        in it: it is slower for that, and still changes one label in a thousand where float16 changes one in ten.
+        in it: it is slower for that, and still changes one label in a thousand; float16 two in ten thousand at most.
     batch_tokens
         Token budget of one forward pass.
     width

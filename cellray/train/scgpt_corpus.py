@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from scipy import sparse
 
 from cellray import schema
@@ -150,9 +151,11 @@ def choose_genes(sets: Iterable[Cells], n_top: int) -> pa.Table:
         training = cells.counts[~cells.held_out]
         scaled = sparse.csr_matrix(sparse.diags_array(_TARGET_SUM / cells.n_counts[~cells.held_out]) @ training)
         data = anndata.AnnData(scaled.log1p())
+        threads = torch.get_num_threads()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scanpy.pp.highly_variable_genes(data, n_top_genes=min(n_top, scaled.shape[1]))
+        torch.set_num_threads(threads)  # numba, at work in there, sets its own number for all of the process
         symbols = dict(zip(cells.symbols[schema.ENSEMBL_ID], cells.symbols[schema.SYMBOL], strict=True))
         chosen |= {gene: symbols[gene] for gene in cells.genes[data.var["highly_variable"].to_numpy()]}
         total += scaled.shape[0]

@@ -36,9 +36,9 @@ class Study:
 
     Attributes
     ----------
-    kind, tissue
-        What else the base never saw: ``unlabelled``: labels of ``tissue``; ``foreign``: its cells either, though they
-        are among those that genes are chosen and principal components are made from; ``native``: nothing.
+    tissue, kind
+        What of the tissue the base saw: ``native``: all; ``unlabelled``: no labels; ``foreign``: no cells either, but
+        they are among those that genes are chosen by and principal components are made from.
     small
         The base learned hardly anything: to see that all goes through.
     """
@@ -46,22 +46,19 @@ class Study:
     data: Path
     work: Path
     seed: int
+    tissue: str
     kind: str = "native"
-    tissue: str = ""
     small: bool = False
 
     @cached_property
     def corpus(self) -> ScGPTCorpus:
         """What the base was trained on; its genes are chosen without the held-out cells and types."""
-        threads = torch.get_num_threads()
-        found = prepare_scgpt(self._config(), self.data)
-        torch.set_num_threads(threads)  # numba, which scanpy uses, sets its own number for everything in the process
-        return found
+        return prepare_scgpt(self._config(), self.data)
 
     @cached_property
     def base(self) -> ScGPTCheckpoint:
         """The base, trained when it is not in the work folder yet."""
-        folder = self.work / f"base-{self.seed}{f'-{self.kind}-{self.tissue}' if self.tissue else ''}"
+        folder = self.work / f"base-{self.seed}{'' if self.kind == 'native' else f'-{self.kind}-{self.tissue}'}"
         if not (folder / "config.json").is_file():
             given = ScGPTInput(self._config(), self._seen())
             trainer, _ = pretrain(given)
@@ -70,23 +67,23 @@ class Study:
         assert isinstance(loaded, ScGPTCheckpoint)  # noqa: S101 - for the type checker
         return loaded
 
-    def cells(self, tissue: str) -> Cells:
-        """All cells of a tissue, in the order of its file."""
-        return read_labelled([str(self.data / FILES[tissue])], self.base, Reading(min_genes=1)).cells
+    def cells(self) -> Cells:
+        """All cells of the tissue, in the order of its file."""
+        return read_labelled([str(self.data / FILES[self.tissue])], self.base, Reading(min_genes=1)).cells
 
-    def expression(self, tissue: str) -> np.ndarray:
+    def expression(self) -> np.ndarray:
         """Standardised log expression of the same cells, (n, genes)."""
-        return self.corpus.targets(np.flatnonzero(self._of(tissue)))
+        return self.corpus.targets(np.flatnonzero(self._own()))
 
     def _seen(self) -> ScGPTCorpus:
-        if not self.tissue:
+        if self.kind == "native":
             return self.corpus
-        own = self._of(self.tissue)
+        own = self._own()
         held_out = self.corpus.held_out | (own if self.kind == "foreign" else False)
         return replace(self.corpus, label=np.where(own, -1, self.corpus.label), held_out=held_out)
 
-    def _of(self, tissue: str) -> np.ndarray:
-        number = [entry.file for entry in self._config().sets].index(FILES[tissue])
+    def _own(self) -> np.ndarray:
+        number = [entry.file for entry in self._config().sets].index(FILES[self.tissue])
         return self.corpus.dataset == number
 
     def _config(self) -> ScGPTPretrainConfig:

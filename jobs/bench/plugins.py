@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     studies = {seed: partial(Study, given.data, given.work, seed, small=given.small) for seed in seeds}
     if given.only in (None, "closed"):
         tasks = [
-            partial(closed, studies[seed](kind=kind, tissue="" if kind == "native" else tissue), tissue)
+            partial(closed, studies[seed](tissue=tissue, kind=kind))
             for kind in given.bases
             for seed in seeds
             for tissue in FILES
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         found["closed"] = summary(list(done(tasks, given)), ("base", "tissue", "method"))
     if given.only in (None, "incremental"):
         tasks = [
-            partial(incremental, studies[seed](), tissue, tuple(given.new_cells), draws)
+            partial(incremental, studies[seed](tissue=tissue), tuple(given.new_cells), draws)
             for seed in seeds
             for tissue in FILES
         ]
@@ -140,12 +140,12 @@ def kept(path: Path, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str,
     return json.loads(path.read_text())
 
 
-def closed(study: Study, tissue: str) -> list[dict[str, Any]]:
-    """All methods on the test cells of a tissue."""
-    kind, own = study.kind, _SETTINGS[study.kind]
+def closed(study: Study) -> list[dict[str, Any]]:
+    """All methods on the test cells of the study's tissue."""
+    tissue, kind, own = study.tissue, study.kind, _SETTINGS[study.kind]
 
     def measure() -> list[dict[str, Any]]:
-        cells, x = study.cells(tissue), study.expression(tissue)
+        cells, x = study.cells(), study.expression()
         training, validation, test = parts(cells)
         learned, truth = cells.take(training), cells.labels[test].tolist()
         classes = sorted(set(learned.labels.tolist()))
@@ -229,21 +229,20 @@ class _Known:
     """A plugin of a tissue's known types, and logistic regression, both before anything is added."""
 
     study: Study
-    tissue: str
 
     @cached_property
     def cells(self) -> Cells:
-        return self.study.cells(self.tissue)
+        return self.study.cells()
 
     @cached_property
     def x(self) -> np.ndarray:
-        return self.study.expression(self.tissue)
+        return self.study.expression()
 
     @cached_property
     def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of all training cells, and of the known types' training cells and held-out ones."""
         training, validation, test = parts(self.cells)
-        is_known = ~np.isin(self.cells.labels, UNSEEN[self.tissue])
+        is_known = ~np.isin(self.cells.labels, UNSEEN[self.study.tissue])
         judged = np.r_[validation, test]
         return training, training[is_known[training]], judged[is_known[judged]]
 
@@ -259,7 +258,7 @@ class _Known:
     @cached_property
     def plugin(self) -> Plugin:
         """The plugin, trained when it is not in the work folder yet."""
-        path = self.study.work / f"plugin-{self.tissue}-{self.study.seed}.safetensors"
+        path = self.study.work / f"plugin-{self.study.tissue}-{self.study.seed}.safetensors"
         if not path.is_file():
             save_file(train(self.given)[0].state_dict(), path)
         plugin = new_plugin(self.given)
@@ -282,9 +281,9 @@ class _Known:
         return own, np.intersect1d(own, self.parts[0])
 
 
-def incremental(study: Study, tissue: str, counts: Sequence[int], draws: Sequence[int]) -> list[dict[str, Any]]:
-    """Add each unseen type of a tissue to a plugin of the others."""
-    known, name = _Known(study, tissue), f"{tissue}-{study.seed}"
+def incremental(study: Study, counts: Sequence[int], draws: Sequence[int]) -> list[dict[str, Any]]:
+    """Add each unseen type of the study's tissue to a plugin of the others."""
+    known, name = _Known(study), f"{study.tissue}-{study.seed}"
     rows = kept(study.work / f"oracle-{name}.json", partial(_oracle, known))
     for n, draw in product(counts, draws):
         rows += kept(study.work / f"incremental-{name}-{n}-{draw}.json", partial(_added, known, n, draw))
@@ -294,14 +293,14 @@ def incremental(study: Study, tissue: str, counts: Sequence[int], draws: Sequenc
 def _oracle(known: _Known) -> list[dict[str, Any]]:
     return [
         {"type": label, "method": "oracle", "n": "all", **_refitted(known, label, known.rows_of(label)[1])}
-        for label in UNSEEN[known.tissue]
+        for label in UNSEEN[known.study.tissue]
     ]
 
 
 def _added(known: _Known, n: int, draw: int) -> list[dict[str, Any]]:
     rows = []
     settings = partial(UpdateSettings, epochs=1) if known.study.small else UpdateSettings
-    for label in UNSEEN[known.tissue]:
+    for label in UNSEEN[known.study.tissue]:
         own, usable = known.rows_of(label)
         new = np.random.default_rng([known.study.seed, draw, n]).permutation(usable)[:n]
         rows.append({"type": label, "method": "logistic", "n": n, **_refitted(known, label, new)})

@@ -43,6 +43,10 @@ def test_langcell(golden, dtype, budget):
         np.testing.assert_allclose(embeddings, expected["cell_embs"], atol=1e-2)
         assert gap.mean() < 5e-3
         assert same.mean() > 0.95
+        best, second = np.sort(expected["mix_alpha_0.2"])[:, [-1, -2]].T
+        clear = best - second > 1e-2
+        assert clear.mean() > 0.5
+        assert same[clear].all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Ray would otherwise rebuild the environment in every worker when it is started by uv.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+# The suite starts hundreds of processes that import this package: compiled once, not half a second in each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-first test-second lint
 install: $(VENV)/.core

@@ -1,5 +1,6 @@
 """The whole run on a local Ray: outputs, resume, settings that change, bad datasets, every kind of input, S3."""
 
+import gzip
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import scanpy
 from scipy import sparse
+from scipy.io import mmwrite
 
 from cellray import manifest as manifests
 from cellray import schema
@@ -26,6 +28,14 @@ def run(inputs, out, model, **more):
 
 def annotations(out, dataset_id):
     return pq.read_table(f"{out}/datasets/{dataset_id}/annotations.parquet")
+
+
+@pytest.fixture(scope="module")
+def annotated(cells, tiny_model, ray, tmp_path_factory):
+    """Outputs of one run over the cells; read only."""
+    out = tmp_path_factory.mktemp("annotated") / "out"
+    run([cells], out, tiny_model, shard_cells=20)
+    return out
 
 
 def test_outputs(cells, tiny_model, tmp_path):
@@ -98,10 +108,9 @@ def test_a_lost_part_and_a_lost_manifest_come_back_as_they_were(cells, tiny_mode
     assert (folder / "annotations.parquet").read_bytes() == before
 
 
-def test_shard_size_and_encoders_do_not_change_labels(cells, tiny_model, tmp_path):
-    run([cells], tmp_path / "a", tiny_model, shard_cells=7, encoders=2)
-    run([cells], tmp_path / "b", tiny_model)
-    a, b = annotations(tmp_path / "a", "cells"), annotations(tmp_path / "b", "cells")
+def test_shard_size_and_encoders_do_not_change_labels(cells, annotated, tiny_model, tmp_path):
+    run([cells], tmp_path / "out", tiny_model, shard_cells=7, encoders=2)
+    a, b = annotations(tmp_path / "out", "cells"), annotations(annotated, "cells")
     assert a[schema.CELL_TYPE].equals(b[schema.CELL_TYPE])
     np.testing.assert_allclose(a[schema.SCORE].to_numpy(), b[schema.SCORE].to_numpy(), atol=1e-5)
 
@@ -139,55 +148,48 @@ def test_damage_found_while_reading_fails_that_dataset_alone(cells, tiny_model, 
     assert not (tmp_path / "out" / "datasets" / "bad" / "_SUCCESS").exists()
 
 
-@pytest.mark.parametrize("kind", ["csc", "zarr", "dense"])
-def test_other_forms_give_the_same_labels(cells, tiny_model, tmp_path, kind):
-    data = anndata.read_h5ad(cells)
-    path = tmp_path / ("other.zarr" if kind == "zarr" else "other.h5ad")
-    if kind == "csc":
-        data.X = sparse.csc_matrix(data.X)
-    elif kind == "dense":
-        data.X = data.X.toarray()
-    data.write_zarr(path) if kind == "zarr" else data.write_h5ad(path)
-    run([cells], tmp_path / "a", tiny_model, shard_cells=20)
-    run([path], tmp_path / "b", tiny_model, shard_cells=20)
-    a, b = annotations(tmp_path / "a", "cells"), annotations(tmp_path / "b", "other")
-    assert a.equals(b)
-    assert anndata.read_h5ad(tmp_path / "b" / "other.h5ad").obs["cellray_status"].value_counts()["annotated"] == 45
-    assert not (tmp_path / "b" / "datasets" / "other" / "staged").exists()
-
-
-def test_tenx_folder(cells, tiny_model, tmp_path):
-    import gzip
-
-    from scipy.io import mmwrite
-
-    data = anndata.read_h5ad(cells)
-    folder = tmp_path / "sample1"
+def write_tenx(data, folder):
     folder.mkdir()
     with gzip.open(folder / "matrix.mtx.gz", "wb") as file:
         mmwrite(file, sparse.coo_matrix(data.X.T).astype(int))
     features = "".join(f"{gene}\t{gene}-symbol\tGene Expression\n" for gene in data.var["ensembl_id"])
     (folder / "features.tsv.gz").write_bytes(gzip.compress(features.encode()))
     (folder / "barcodes.tsv.gz").write_bytes(gzip.compress("\n".join(data.obs_names).encode() + b"\n"))
-    run([cells], tmp_path / "a", tiny_model, shard_cells=20)
-    run([folder], tmp_path / "b", tiny_model, shard_cells=20)
-    a, b = annotations(tmp_path / "a", "cells"), annotations(tmp_path / "b", "sample1")
-    assert a[schema.CELL_TYPE].equals(b[schema.CELL_TYPE])
-    copy = anndata.read_h5ad(tmp_path / "b" / "sample1.h5ad")
-    assert copy.shape == data.shape
+
+
+@pytest.fixture(scope="module")
+def others(cells, tiny_model, ray, tmp_path_factory):
+    """Outputs of one run over the cells in four other forms."""
+    folder = tmp_path_factory.mktemp("others")
+    data = anndata.read_h5ad(cells)
+    write_tenx(data, folder / "tenx")
+    data.write_zarr(folder / "zarr.zarr")
+    for name, form in (("csc", sparse.csc_matrix(data.X)), ("dense", data.X.toarray())):
+        data.X = form
+        data.write_h5ad(folder / f"{name}.h5ad")
+    assert run(sorted(folder.iterdir()), folder / "out", tiny_model, shard_cells=20).exit_code == 0
+    return folder / "out"
+
+
+@pytest.mark.parametrize("kind", ["csc", "dense", "tenx", "zarr"])
+def test_other_forms_give_the_same_labels(cells, annotated, others, kind):
+    found, expected = annotations(others, kind), annotations(annotated, "cells")
+    assert found.equals(expected)
+    copy, data = (anndata.read_h5ad(path) for path in (others / f"{kind}.h5ad", cells))
+    assert copy.obs["cellray_status"].value_counts()["annotated"] == 45
     assert (sparse.csr_matrix(copy.X) != data.X).nnz == 0
+    assert not (others / "datasets" / kind / "staged").exists()
 
 
-def test_s3_in_and_out(cells, tiny_model, tmp_path, s3):
+def test_s3_in_and_out(cells, annotated, tiny_model, tmp_path, s3):
     import s3fs
 
     fs = s3fs.S3FileSystem()
     fs.put(str(cells), f"{s3}/in/cells.h5ad")
-    run([cells], tmp_path / "a", tiny_model, shard_cells=20)
     result = run([f"{s3}/in/*.h5ad"], f"{s3}/out", tiny_model, shard_cells=20)
     assert result.exit_code == 0
     with fs.open(f"{s3}/out/datasets/cells/annotations.parquet") as file:
-        assert pq.read_table(file).equals(annotations(tmp_path / "a", "cells"))
+        assert pq.read_table(file).equals(annotations(annotated, "cells"))
     fs.get(f"{s3}/out/cells.h5ad", str(tmp_path / "copy.h5ad"))
     assert "cellray_cell_type" in anndata.read_h5ad(tmp_path / "copy.h5ad").obs
     fs.invalidate_cache()

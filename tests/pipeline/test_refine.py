@@ -49,6 +49,12 @@ def scored(rich_cells, tiny_model, ray, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory):
+    """A folder that the first to annotate fills, and that the others annotate anew with other settings."""
+    return tmp_path_factory.mktemp("direct") / "out"
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -61,12 +67,12 @@ def scored(rich_cells, tiny_model, ray, tmp_path_factory):
         {"anchor_key": "known", "anchor_weight": 5.0},
     ],
 )
-def test_refining_stored_scores_gives_what_annotating_gives(rich_cells, scored, tiny_model, tmp_path, how):
+def test_refining_stored_scores_gives_what_annotating_gives(rich_cells, scored, direct, tiny_model, tmp_path, how):
     before = {path: path.read_bytes() for path in scored.rglob("*") if path.is_file()}
     again = refine_again(str(scored), str(tmp_path / "again"), how)
     assert again.exit_code == 0
-    run([rich_cells], tmp_path / "direct", tiny_model, shard_cells=16, **how)
-    a, b = (tmp_path / name / "datasets" / "cells" / "annotations.parquet" for name in ("again", "direct"))
+    run([rich_cells], direct, tiny_model, shard_cells=16, **how)
+    a, b = (out / "datasets" / "cells" / "annotations.parquet" for out in (tmp_path / "again", direct))
     assert a.read_bytes() == b.read_bytes()
     manifest = manifests.read(str(tmp_path / "again" / "datasets" / "cells"))
     assert "encode" not in manifest.seconds

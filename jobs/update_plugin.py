@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from cellray.errors import PluginError, SettingError, boundary
-from cellray.plugins.gate import LEAST_RECALL, MARGIN
+from cellray.plugins.gate import Limits
 from cellray.plugins.making import next_version, plan_update
 from cellray.plugins.reading import Reading, read_labelled
 from cellray.plugins.registry import Registry, tissue_name
@@ -32,8 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--learning-rate", type=float, default=None, help="default: that of the recipe")
     parser.add_argument("--hold-out", type=float, default=0.2, help="share of the new cells that the gate looks for")
-    parser.add_argument("--margin", type=float, default=MARGIN, help="most that accuracy on known types may fall")
-    parser.add_argument("--least-recall", type=float, default=LEAST_RECALL, help="of held-out cells of the new type")
+    allowed = Limits()
+    parser.add_argument(
+        "--margin", type=float, default=allowed.margin, help="most that accuracy on known types may fall"
+    )
+    parser.add_argument(
+        "--type-margin", type=float, default=allowed.type_margin, help="most that it may on one of them"
+    )
+    parser.add_argument(
+        "--least-recall", type=float, default=allowed.least_recall, help="of held-out cells of the new type"
+    )
     add_arguments(parser)
     return finished(parser.parse_args(arguments), run)
 
@@ -56,9 +64,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     plugin = extended(updating.plugin)
     with trained(update_worker, updating, run_name(tissue, parent, found.cells, vars(settings)), given) as folder:
         restore(folder, {"best": plugin})
-    version, verdict = next_version(
-        old, parent, updating, judged, plugin.eval(), margin=given.margin, least_recall=given.least_recall
-    )
+    limits = Limits(given.margin, given.type_margin, given.least_recall)
+    version, verdict = next_version(old, parent, updating, judged, plugin.eval(), limits)
     digest = registry.put(version)
     if verdict.passed:
         registry.promote(tissue, digest, reason=f"added {given.label!r}", parent=parent)
@@ -68,8 +75,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "promoted": verdict.passed,
         **({} if verdict.passed else {"refused": f"stored but not promoted: {verdict.reason}"}),
         "class": len(old.labels),
-        "known_before": verdict.before,
-        "known_after": verdict.after,
+        "known_before": verdict.known.before,
+        "known_after": verdict.known.after,
         "new_recall": verdict.recall,
         "left_out": dict(found.left_out),
     }

@@ -13,7 +13,7 @@ from cellray.errors import SettingError
 from cellray.labels.ontology import Ontology
 from cellray.models.moe_lora import Plugin
 from cellray.models.scgpt_folder import ScGPTCheckpoint
-from cellray.plugins.gate import Verdict, judge
+from cellray.plugins.gate import Limits, Verdict, judge
 from cellray.plugins.reading import Found
 from cellray.plugins.version import PluginCheckpoint
 from cellray.tokenize.cells import Cells
@@ -133,9 +133,7 @@ def next_version(
     given: UpdateInput,
     judged: Cells,
     plugin: Plugin,
-    *,
-    margin: float,
-    least_recall: float,
+    limits: Limits,
 ) -> tuple[PluginCheckpoint, Verdict]:
     """Return the updated plugin as a version, and what the gate says of it; ``digest`` is the old version's."""
     classes = [*given.classes, given.label]
@@ -145,7 +143,7 @@ def next_version(
         for one in (given.plugin, plugin)
     )
     found = predict(given.base, plugin, judged).argmax(1) == len(given.classes)
-    verdict = judge(before, after, found, margin=margin, least_recall=least_recall)
+    verdict = judge(old.held_out.labels, before, after, found, limits)
     held_out = Cells.concatenated([old.held_out, judged])
     term = Ontology().find(given.label) or ""
     version = old.changed(

@@ -12,9 +12,9 @@ Bases are pre-trained as ``mini-scgpt`` is, once a seed, but never see the types
     Goals: at least 2 points above the frozen head, at most 2 below logistic regression, blood 0.80, liver 0.89.
 ``incremental``
     A plugin without the unseen types gets one of them from n new cells, drawn three times: recall of the new type on
-    all its other cells, change of accuracy on held-out cells of the known ones (points), and whether the gate refuses
-    by the known ones; beside them logistic regression refitted on the same cells, and on all new cells but the held-out
-    fifth (the oracle).
+    all its other cells, change of accuracy on held-out cells of the known ones (points), and whether the gate, shown
+    the same cells, refuses; beside them logistic regression refitted on the same cells, and on all new cells but the
+    held-out fifth (the oracle).
     Goals at 30 cells: CD19+ B 0.85, Lymphatic Endothelial 0.70, known types at most 1.5 points worse.
 ``serving``
     See ``jobs.bench.serving``.
@@ -67,8 +67,8 @@ _NEW_CELLS = (10, 20, 30, 40, 50)
 _SHOWN = 30  # where the paper's recipe is measured too, on the first draw
 _PARTS = ("closed", "incremental", "serving")
 _SMALL_REQUESTS = 8
-_FASTER = PluginSettings(learning_rate=2e-3, epochs=12, patience=4)
-_SETTINGS = {"foreign": _FASTER, "unlabelled": _FASTER, "native": PluginSettings()}
+_LONGER = PluginSettings(learning_rate=2e-3, epochs=24, patience=8)
+_SETTINGS = {"foreign": _LONGER, "unlabelled": _LONGER, "native": PluginSettings()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -163,7 +163,7 @@ def closed(study: Study) -> list[dict[str, Any]]:
         for method, how in (("frozen", _frozen), ("plugin", train), *full):
             started = time.process_time()
             tried = []
-            # The faster way was chosen for the plugin: a frozen head may learn either.
+            # The longer way was chosen for the plugin: a frozen head may learn either.
             for settings in dict.fromkeys((own, PluginSettings())) if method == "frozen" else (own,):
                 base = study.base.build()
                 given = PluginInput(base, learned, cells.take(validation), classes, sized(settings, study))
@@ -324,7 +324,7 @@ def _updated(known: _Known, label: str, own: np.ndarray, new: np.ndarray, settin
     return {
         "new": float(np.mean(found)),
         "known": 100 * (float(np.mean(after)) - float(np.mean(known.before))),
-        "refused": float(not judge(known.before, after, found[:0]).passed),
+        "refused": float(not judge(cells.labels[known.parts[2]], known.before, after, found).passed),
         "seconds": seconds,
     }
 

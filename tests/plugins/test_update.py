@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cellray.errors import SettingError
+from cellray.plugins.gate import Limits
 from cellray.plugins.making import next_version, plan_update
 from cellray.plugins.reading import Reading, read_labelled
 from cellray.train.losses import distillation, hierarchical
@@ -22,7 +23,7 @@ def updated(world, liver, new, recipe="imprint", label=LABEL, epochs=30):
     settings = UpdateSettings(recipe, epochs, learning_rate=None if recipe == "paper" else 1e-2)
     given, judged = plan_update(world.checkpoint(), liver, new, label, settings, 0.25)
     plugin, _ = update(given)
-    return given, plugin, next_version(liver, "p" * 64, given, judged, plugin, margin=0.1, least_recall=0.5)
+    return given, plugin, next_version(liver, "p" * 64, given, judged, plugin, Limits(0.1, 0.1))
 
 
 def test_the_new_type_is_found_and_the_old_ones_are_kept(world, liver, new):

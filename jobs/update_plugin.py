@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--margin", type=float, default=allowed.margin, help="most that accuracy on known types may fall"
     )
     parser.add_argument(
-        "--type-margin", type=float, default=allowed.type_margin, help="most that it may on one of them"
+        "--type-margin", type=float, default=allowed.type_margin, help="most that the new type may take of a known one"
     )
     parser.add_argument(
         "--least-recall", type=float, default=allowed.least_recall, help="of held-out cells of the new type"

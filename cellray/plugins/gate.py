@@ -1,8 +1,8 @@
 """Whether an updated plugin may be promoted: what it knew before, by paired tests on cells never trained on.
 
-Contract: the same cells are labelled by both versions. A version fails when the share of right labels of all known
-cells fell by more than a margin; when it certainly fell and by more than the margin perhaps, for all known cells or for
-those of one type (a mean over many types hides the one whose cells the new type takes); or when it does not find its
+Contract: the same cells are labelled by both versions. A version fails when the share of right labels fell by more than
+a margin, or certainly fell and by more than the margin perhaps; when the new type takes cells of a known one, certainly
+and perhaps more than a margin of them (a mean over many types hides one that looks alike); or when it does not find its
 new type. The numbers are told whatever they show. It does not promote.
 """
 
@@ -25,8 +25,8 @@ class Limits:
     margin
         Most that the share of right labels of all known cells may fall.
     type_margin
-        Most that it may for one known type, where a fall is certain. (Not corrected for the number of types: a version
-        that is refused wrongly is still there to be promoted by hand.)
+        Most that the new type may take of one known type, where it certainly takes any. (Not corrected for the number
+        of types: a version that is refused wrongly is still there to be promoted by hand.)
     least_recall
         Least share of the new type's held-out cells that must be found, where there are any.
     """
@@ -80,7 +80,7 @@ class Change:
     def told(self, margin: float) -> str:
         """Return the numbers for a reader."""
         pairs = f"{self.lost} of {self.n} cells lost, {self.gained} gained, p {self.p_value:.2g}"
-        return f"fell by {100 * self.drop:.1f} points ({pairs}), up to {100 * self.most:.1f} (limit {100 * margin:.1f})"
+        return f"{100 * self.drop:.1f} points ({pairs}), up to {100 * self.most:.1f} (limit {100 * margin:.1f})"
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,10 @@ class Verdict:
     ----------
     passed, reason
         Whether the version may be promoted, and why not.
-    known, types
-        Change of all known cells, and of each known type's.
+    known
+        Change of all known cells.
+    taken
+        That of each known type's, where those count as lost that the new type takes, and no others.
     n_new, recall
         Held-out cells of the new type and the share of them found; None without any.
     """
@@ -100,7 +102,7 @@ class Verdict:
     passed: bool
     reason: str
     known: Change
-    types: dict[str, Change]
+    taken: dict[str, Change]
     n_new: int
     recall: float | None
 
@@ -110,35 +112,42 @@ class Verdict:
 
 
 def judge(
-    labels: np.ndarray, before: np.ndarray, after: np.ndarray, found: np.ndarray, limits: Limits | None = None
+    truth: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    found: np.ndarray,
+    label: str,
+    limits: Limits | None = None,
 ) -> Verdict:
     """Compare two versions.
 
     Parameters
     ----------
-    labels
-        (n,) str: the type of each cell of a known type.
-    before, after
-        (n,) bool: whether the old and the new version label it rightly.
+    truth, before, after
+        (n,) str: the type of each cell of a known type, and what the old and the new version say.
     found
         (m,) bool: whether each held-out cell of the new type is found.
+    label
+        The new type.
     limits
         What is asked; None: the defaults.
     """
     limits = limits or Limits()
-    known = Change.of(before, after)
-    types = {str(name): Change.of(before[labels == name], after[labels == name]) for name in np.unique(labels)}
+    was, now = before == truth, after == truth
+    known = Change.of(was, now)
+    kept = np.where(was, after != label, now)
+    taken = {str(name): Change.of(was[truth == name], kept[truth == name]) for name in np.unique(truth)}
     recall = float(np.mean(found)) if len(found) else None
     reasons = []
     if known.n == 0:
         reasons.append("there are no held-out cells of known types to judge by")
     if known.drop > limits.margin or known.may_exceed(limits.margin):
-        reasons.append(f"accuracy on known types {known.told(limits.margin)}")
+        reasons.append(f"accuracy on known types fell by {known.told(limits.margin)}")
     reasons += [
-        f"accuracy on {name!r} {change.told(limits.type_margin)}"
-        for name, change in types.items()
+        f"the new type takes of {name!r} {change.told(limits.type_margin)}"
+        for name, change in taken.items()
         if change.may_exceed(limits.type_margin)
     ]
     if recall is not None and recall < limits.least_recall:
         reasons.append(f"only {recall:.0%} of {len(found)} held-out cells of the new type are found")
-    return Verdict(not reasons, "; ".join(reasons), known, types, len(found), recall)
+    return Verdict(not reasons, "; ".join(reasons), known, taken, len(found), recall)

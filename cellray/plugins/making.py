@@ -18,7 +18,7 @@ from cellray.plugins.reading import Found
 from cellray.plugins.version import PluginCheckpoint
 from cellray.tokenize.cells import Cells
 from cellray.train.corpus import draws
-from cellray.train.plugins import PluginInput, PluginSettings, predict, split
+from cellray.train.plugins import PluginInput, PluginSettings, called, predict, split
 from cellray.train.update import UpdateInput, UpdateSettings
 
 PER_TYPE = 60
@@ -138,12 +138,9 @@ def next_version(
     """Return the updated plugin as a version, and what the gate says of it; ``digest`` is the old version's."""
     classes = [*given.classes, given.label]
     judged = judged.relabelled(given.label)
-    before, after = (
-        np.array(classes)[predict(given.base, one, old.held_out).argmax(1)] == old.held_out.labels
-        for one in (given.plugin, plugin)
-    )
-    found = predict(given.base, plugin, judged).argmax(1) == len(given.classes)
-    verdict = judge(old.held_out.labels, before, after, found, limits)
+    before, after = (called(given.base, one, old.held_out, classes) for one in (given.plugin, plugin))
+    found = called(given.base, plugin, judged, classes) == given.label
+    verdict = judge(old.held_out.labels, before, after, found, given.label, limits)
     held_out = Cells.concatenated([old.held_out, judged])
     term = Ontology().find(given.label) or ""
     version = old.changed(

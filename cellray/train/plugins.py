@@ -109,9 +109,14 @@ def predict(base: ScGPT, plugin: Plugin, cells: Cells) -> np.ndarray:
         return plugin.classify(states).numpy()
 
 
+def called(base: ScGPT, plugin: Plugin, cells: Cells, classes: Sequence[str]) -> np.ndarray:
+    """Return each cell's most likely class, (n,) str."""
+    return np.array(classes, dtype=str)[predict(base, plugin, cells).argmax(1)]
+
+
 def right(base: ScGPT, plugin: Plugin, cells: Cells, classes: Sequence[str]) -> np.ndarray:
     """Return (n,) bool: whether a cell's most likely class is its label."""
-    return np.array(classes, dtype=str)[predict(base, plugin, cells).argmax(1)] == cells.labels
+    return called(base, plugin, cells, classes) == cells.labels
 
 
 def split(cells: Cells, hold_out: float, *, by_group: bool) -> tuple[np.ndarray, np.ndarray]:

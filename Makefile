@@ -18,8 +18,8 @@ demo: $(VENV)/.core
 	$(BIN)/python -m jobs.demo --out out/demo
 
 # Two processes side by side, about as long as one another, each with a Ray of its own and one thread for numbers: more
-# would wait for each other. (Numba, where it is first used, sets the number of OpenMP threads for all of a process.) Ray starts workers when
-# they are needed, not as many as there are CPUs for each of its many starts.
+# would wait for each other. (Numba, where it is first used, sets the number of OpenMP threads for all of a process.)
+# Ray starts workers when they are needed, not as many as there are CPUs at each of its many starts.
 FIRST_HALF := tests/deployments tests/faults tests/jobs tests/plugins tests/puzzles
 TEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 RAY_prestart_worker_first_driver=0 $(BIN)/python -m pytest -q
 test: $(VENV)/.test

@@ -55,7 +55,6 @@ from cellray.train.plugins import (
     PluginSettings,
     called,
     new_plugin,
-    predict,
     right,
     train,
     training_batches,
@@ -170,9 +169,9 @@ def closed(study: Study) -> list[dict[str, Any]]:
                 base = study.base.build()
                 given = PluginInput(base, learned, cells.take(validation), classes, sized(settings, study))
                 plugin, facts = how(given)
-                tried.append((facts["score"], predict(base, plugin, cells.take(test)).argmax(1)))
+                tried.append((facts["score"], called(base, plugin, cells.take(test), classes)))
             best = max(tried, key=itemgetter(0))
-            add(method, np.array(classes)[best[1]], started)
+            add(method, best[1], started)
             rows[-1] |= {"validation": best[0]}
         return rows
 

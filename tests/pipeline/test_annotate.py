@@ -177,6 +177,7 @@ def test_other_forms_give_the_same_labels(cells, annotated, others, kind):
     assert found.equals(expected)
     copy, data = (anndata.read_h5ad(path) for path in (others / f"{kind}.h5ad", cells))
     assert copy.obs["cellray_status"].value_counts()["annotated"] == 45
+    assert copy.shape == data.shape
     assert (sparse.csr_matrix(copy.X) != data.X).nnz == 0
     assert not (others / "datasets" / kind / "staged").exists()
 

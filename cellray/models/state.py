@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 State = dict[str, torch.Tensor]
 
@@ -26,8 +27,7 @@ def check_state(state: State, build: Callable[[], nn.Module], hint: str = "") ->
     hint
         Added to the message when tensors are missing.
     """
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in _shapes(build).state_dict().items()}
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         parts = [
@@ -48,14 +48,27 @@ def check_state(state: State, build: Callable[[], nn.Module], hint: str = "") ->
 
 def loaded(build: Callable[[], nn.Module], state: State, device: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return the model with ``state`` in ``dtype``, but its modules named in ``LAST`` in float32, ready to infer."""
-    with torch.device("meta"):
-        model = build()
+    model = _shapes(build)
     last = getattr(model, "LAST", ())
     weights = {
         name: tensor.to(torch.float32 if name.split(".")[0] in last else dtype) for name, tensor in state.items()
     }
     model.load_state_dict(weights, assign=True)
     return model.to(device).eval()
+
+
+def _shapes(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return a model whose weights have shapes but no values."""
+    with torch.device("meta"), _Undrawn():
+        return build()
+
+
+class _Undrawn(TorchFunctionMode):
+    """While inside, weights are not drawn: to "draw" those without values, torch first imports its whole compiler."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Leave the tensor that a draw would fill as it is."""
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def read_table(path: Path, expected: pa.Schema) -> pa.Table:

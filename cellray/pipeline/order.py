@@ -1,12 +1,14 @@
 """What the stages of a run are told: plain data that travels to the workers."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cellray import schema, storage
-from cellray.plugins.router import Chosen
 from cellray.settings import RefineSettings
 from cellray.tokenize.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from cellray.plugins.router import Chosen
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Scoring:
     ctm_top_k: int | None = None
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_tokens: int | None = None
-    plugins: Chosen | None = None
+    plugins: "Chosen | None" = None
 
 
 @dataclass(frozen=True)

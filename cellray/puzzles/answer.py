@@ -83,6 +83,11 @@ def written(thoughts: str, items: Sequence[str]) -> str:
     return f"<think>{thoughts}</think>\n<answer>{SEPARATOR.join(items)}</answer>"
 
 
+def solution(puzzle: Puzzle) -> str:
+    """Return the true answer of a puzzle behind a line a cell: what small models learn to say."""
+    return written("\n".join(f"Cell {number}: {label}" for number, label in enumerate(puzzle.answer, 1)), puzzle.answer)
+
+
 def fold(name: str) -> str:
     """Return a name without case and without the difference of spaces, ``_`` and ``-``."""
     return _BETWEEN.sub(" ", name).strip().casefold()

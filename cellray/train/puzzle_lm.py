@@ -13,17 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from cellray.ingest import find_sources
-from cellray.puzzles.answer import written
+from cellray.puzzles.answer import solution
 from cellray.puzzles.build import split_rows
 from cellray.puzzles.cells import RankedCells, Ranking, read_ranked
 from cellray.puzzles.puzzle import Puzzle
@@ -31,6 +30,10 @@ from cellray.train.config import PuzzleLMConfig, Sizes
 from cellray.train.initial import loadings
 from cellray.train.loop import Alone, OnRay, Plan, fit, warm_cosine
 from cellray.train.puzzle_tokens import END, gene_pieces, puzzle_tokenizer
+
+# What only controls training imports this module too, and needs no model.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 _SPREAD = 0.05
 _WARM_UP = 0.05
@@ -124,12 +127,6 @@ def draw(typed: TypedCells, config: PuzzleLMConfig, rng: np.random.Generator) ->
     return Puzzle(typed.context, tuple(cells), candidates, tuple(order[:n]))
 
 
-def solution(puzzle: Puzzle) -> str:
-    """Return what the model learns to say: a line a cell, then the answer."""
-    notes = "\n".join(f"Cell {number}: {label}" for number, label in enumerate(puzzle.answer, 1))
-    return written(notes, puzzle.answer)
-
-
 @dataclass(frozen=True)
 class _Batch:
     ids: Tensor
@@ -139,8 +136,10 @@ class _Batch:
         return _Batch(self.ids.to(device), self.target.to(device))
 
 
-def random_model(tokenizer: PreTrainedTokenizerBase, sizes: Sizes, **more: Any) -> Qwen2ForCausalLM:
+def random_model(tokenizer: "PreTrainedTokenizerBase", sizes: Sizes, **more: Any) -> "Qwen2ForCausalLM":
     """Return a model of random weights for the words of ``tokenizer``; ``more`` goes to its configuration."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     fields: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": sizes.hidden,
@@ -182,7 +181,7 @@ class Drawn(Dataset[_Batch]):
     """A worker's batches of an epoch, drawn when they are asked for."""
 
     def __init__(
-        self, given: PuzzleLMInput, tokenizer: PreTrainedTokenizerBase, epoch: int, rank: int, world: int
+        self, given: PuzzleLMInput, tokenizer: "PreTrainedTokenizerBase", epoch: int, rank: int, world: int
     ) -> None:
         self._given, self._tokenizer, self._seed = given, tokenizer, [given.config.seed, epoch, rank]
         self._steps = -(-given.config.steps // world)
@@ -199,7 +198,7 @@ class Drawn(Dataset[_Batch]):
         return _batch([draw(sets[number], config, rng) for number in chosen], self._tokenizer)
 
 
-def _batch(puzzles: Sequence[Puzzle], tokenizer: PreTrainedTokenizerBase) -> _Batch:
+def _batch(puzzles: Sequence[Puzzle], tokenizer: "PreTrainedTokenizerBase") -> _Batch:
     asked, said = [], []
     for puzzle in puzzles:
         chat: Any = tokenizer.apply_chat_template(puzzle.messages(), tokenize=False, add_generation_prompt=True)

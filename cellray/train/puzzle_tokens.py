@@ -6,12 +6,15 @@ labels and contexts that training never saw can be read and written. Names outsi
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2Tokenizer
 
 from cellray.puzzles.puzzle import MATCH, SEPARATOR, SYSTEM
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Tokenizer
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _MOST_CELLS = 64
@@ -26,8 +29,10 @@ def gene_pieces(gene: str) -> tuple[str, str]:
     return gene, f", {gene}"
 
 
-def puzzle_tokenizer(genes: Iterable[str], labels: Iterable[str], contexts: Iterable[str] = ()) -> Qwen2Tokenizer:
+def puzzle_tokenizer(genes: Iterable[str], labels: Iterable[str], contexts: Iterable[str] = ()) -> "Qwen2Tokenizer":
     """Return a tokenizer that knows ``genes``, ``labels`` and whole ``contexts``."""
+    from transformers import Qwen2Tokenizer
+
     cells = [f"{before}Cell {number}: " for number in range(1, _MOST_CELLS + 1) for before in ("", "\n")]
     phrases = ["<think>", "</think>\n<answer>", "</think>", "<answer>", "</answer>", SEPARATOR, f"\n\n{MATCH}\n"]
     phrases += ["\n" + SYSTEM, SYSTEM, "Context: ", "user\n", "system\n", "assistant\n", "\n"]

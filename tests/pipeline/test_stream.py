@@ -1,4 +1,7 @@
-"""How encoder actors are sized: what they reserve leaves room for the stages around them."""
+"""How encoder actors are sized, leaving room for the stages around them; and what processes of a run start with."""
+
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -22,3 +25,19 @@ def test_one_actor_a_gpu():
     assert (pool.size, pool.gpus, pool.cpus) == (4, 1.0, 1.0)
     with pytest.raises(SettingError, match="--encoders 5 is more than the 4 GPUs"):
         Pool.of(Resources(cpus=16, gpus=4), 5)
+
+
+@pytest.mark.parametrize(
+    ("work", "unneeded"),
+    [
+        ("import cellray.pipeline.stream, cellray.pipeline.finish, cellray.pipeline.refining", "torch"),
+        ("from cellray.models import checkpoints; checkpoints.load('mini').build()", "torch._dynamo"),
+        ("from cellray.models import checkpoints; checkpoints.load('mini-scgpt').build()", "torch._dynamo"),
+        ("import cellray.train.posttraining.sft, cellray.train.posttraining.learner", "transformers"),
+        ("import cellray.train.puzzle_lm", "transformers"),
+    ],
+)
+def test_processes_start_with_what_their_stage_needs(work, unneeded):
+    """Each takes a second or more, in every worker of a run."""
+    code = f"import sys; {work}; sys.exit({unneeded!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

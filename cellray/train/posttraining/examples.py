@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from cellray.errors import InputError
-from cellray.puzzles.answer import written
+from cellray.puzzles.answer import solution, written
 from cellray.puzzles.engine import Messages, rendered
 from cellray.puzzles.puzzle import Puzzle
-from cellray.train.puzzle_lm import solution
 
 IGNORED = -100
 _ROW = 512  # attention within a row is computed for all pairs of its tokens

@@ -8,6 +8,7 @@ goes on from the last checkpoint. The result is a model folder for ``--model``.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,11 +59,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def langcell(config: PretrainConfig, given: argparse.Namespace) -> None:
     """Prepare the corpus, train on the cluster and write the model folder."""
+    training, empty = langcell_input(config, given.data, given.runs)
+    sys.stdout.write(
+        f"{len(training.corpus.label)} cells, {training.cls_token - 2} genes, {len(empty.labels)} labels,"
+        f" {len(training.terms.ids)} terms\n"
+    )
+    average = Average(Pretrainer(training).model, config.average_decay)
+    with trained(train_worker, training, config.name, given) as folder:
+        restore(folder, {"average": average})
+    checkpoints.save(given.out, replace(empty, state=average.model.state_dict()), torch.float16)
+
+
+def langcell_input(config: PretrainConfig, data: Path, runs: Path) -> tuple[TrainingInput, LangCellCheckpoint]:
+    """Return what is trained on, and the model without weights."""
     ontology = Ontology()
-    prepared = prepare(config, given.data, lambda term: ontology.find(term) == term)
+    prepared = prepare(config, data, lambda term: ontology.find(term) == term)
     terms = Terms.build(prepared.labels, ontology.ancestors)
     prompts = [prompt(ontology.name(term), ontology.definition(term)) for term in terms.ids]
-    tokenizer = text_tokenizer(ontology, config.text_vocab, given.runs / f"{config.name}-tokenizer.json")
+    tokenizer = text_tokenizer(ontology, config.text_vocab, runs / f"{config.name}-tokenizer.json")
     cls_token = int(prepared.genes["token"].to_numpy().max()) + 1
     sizes = model_config(config, cls_token, tokenizer.get_vocab_size())
     labels = [Label(ontology.name(term), term, text) for term, text in zip(prepared.labels, prompts, strict=False)]
@@ -70,18 +84,7 @@ def langcell(config: PretrainConfig, given: argparse.Namespace) -> None:
         config.name, "", sizes, {}, prepared.genes, prepared.symbols, tokenizer, [vars(label) for label in labels]
     )
     text_ids = empty.text_ids(prompts).numpy()
-    training = TrainingInput(config, prepared.corpus, terms, text_ids, cls_token, tokenizer.get_vocab_size())
-    sys.stdout.write(
-        f"{len(prepared.corpus.label)} cells, {cls_token - 2} genes, {len(labels)} labels, {len(terms.ids)} terms\n"
-    )
-    average = Average(Pretrainer(training).model, config.average_decay)
-    with trained(train_worker, training, config.name, given) as folder:
-        restore(folder, {"average": average})
-    weights = average.model.state_dict()
-    checkpoint = LangCellCheckpoint(
-        config.name, "", sizes, weights, prepared.genes, prepared.symbols, tokenizer, empty.labels
-    )
-    checkpoints.save(given.out, checkpoint, torch.float16)
+    return TrainingInput(config, prepared.corpus, terms, text_ids, cls_token, tokenizer.get_vocab_size()), empty
 
 
 def scgpt(config: ScGPTPretrainConfig, given: argparse.Namespace) -> None:

@@ -1,14 +1,16 @@
-"""Killing a Ray Train worker once its first checkpoint is there."""
+"""Workers that end before their time: one of Ray Train is killed, one in this process stops behind a checkpoint."""
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from cellray.train.loop import Alone, Write
 
 
 @contextmanager
@@ -32,3 +34,28 @@ def killed_worker(runs: Path) -> Iterator[list[int]]:
     finally:
         done.set()
         killer.join()
+
+
+class Stopped(Exception):
+    """The worker's end."""
+
+
+class Stopping(Alone):
+    """One worker whose checkpoints are in ``folder``, and who stops behind the ``last`` of them; the next goes on."""
+
+    def __init__(self, folder: Path, last: int | None = None) -> None:
+        super().__init__()
+        self._folder, self._last = folder, last
+        self.checkpoints = 0
+
+    def resume(self, read: Callable[[Path], None]) -> None:
+        """Call ``read`` if there is a checkpoint."""
+        if any(self._folder.iterdir()):
+            read(self._folder)
+
+    def report(self, metrics: dict[str, float], write: Write) -> None:
+        """Keep the checkpoint."""
+        write(self._folder)
+        self.checkpoints += 1
+        if self.checkpoints == self._last:
+            raise Stopped

@@ -14,12 +14,12 @@ Deviations from the LangCell paper, made for a model that must ship in a few meg
    ones come from the cell's own lineage, and of other texts the head would have no idea.
 9. The result is a moving average of the weights, which is steadier than the last of them on cells of other labs.
 
-The loop reads its corpus from a file and writes Ray Train checkpoints; it knows no dataset format.
+The loop goes on from the last checkpoint of the workers it is given; it knows no dataset format.
 """
 
 import math
-import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ from cellray.train.checkpoint import restore, save, state_of
 from cellray.train.config import PretrainConfig, Sizes
 from cellray.train.corpus import FIRST_GENE, Batch, Corpus, Sampler
 from cellray.train.initial import gene_vectors, initialise
-from cellray.train.loop import decay_at
+from cellray.train.loop import Alone, OnRay, decay_at
 from cellray.train.programs import Programs
 from cellray.train.terms import Terms
 
@@ -184,26 +184,24 @@ def held_out_accuracy(model: LangCell, given: TrainingInput) -> float:
     return right / len(rows)
 
 
-def train_worker(loop: dict[str, TrainingInput]) -> None:
-    """Run the loop of ``loop["given"]`` on one Ray Train worker, from the latest checkpoint when there is one."""
-    import ray.train
-    from ray.train.torch import prepare_model
-
-    given = loop["given"]
+def train(given: TrainingInput, workers: Alone | None = None) -> LangCell:
+    """Train, from the latest checkpoint when there is one; returns the averaged model."""
+    workers = workers or Alone()
     config = given.config
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
     torch.manual_seed(config.seed)
     trainer = Pretrainer(given)
     vectors = gene_vectors(given.corpus, given.cls_token + 1, config.cell.hidden, config.seed)
     trainer.start_from(vectors)
     optimiser = torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     average = Average(trainer.model, config.average_decay)
-    state = {"module": trainer, "average": average}
+    kept = {"module": trainer, "average": average}
     first = 0
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            first = restore(Path(folder), state, optimiser)
+
+    def read(folder: Path) -> None:
+        nonlocal first
+        first = restore(folder, kept, optimiser)
+
+    workers.resume(read)
     parallel: nn.Module | None = None
     sampler = Sampler(given.corpus, given.terms, config, given.cls_token, Programs(vectors, FIRST_GENE))
     for step in range(first, config.all_steps):
@@ -213,14 +211,14 @@ def train_worker(loop: dict[str, TrainingInput]) -> None:
         if parallel is None or step == config.steps:
             if matching_only:
                 trainer.only_matching()
-            parallel = prepare_model(trainer) if context.get_world_size() > 1 else trainer
+            parallel = workers.parallel(trainer)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, step)
         # Dropout and negatives depend on the step alone, so a resumed run repeats an undisturbed one.
-        torch.manual_seed(hash((config.seed, rank, step)) & 0x7FFFFFFF)
+        torch.manual_seed(hash((config.seed, workers.rank, step)) & 0x7FFFFFFF)
         generator = torch.Generator().manual_seed(step)
         parallel.train()
-        loss, parts = parallel(sampler.batch(rank, step), generator, matching_only=matching_only)
+        loss, parts = parallel(sampler.batch(workers.rank, step), generator, matching_only=matching_only)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
@@ -228,10 +226,12 @@ def train_worker(loop: dict[str, TrainingInput]) -> None:
         average.update_parameters(trainer.model)
         if (step + 1) % config.checkpoint_steps == 0 or step + 1 in (config.steps, config.all_steps):
             metrics = {"step": step + 1, "loss": loss.item(), **{name: value.item() for name, value in parts.items()}}
-            with tempfile.TemporaryDirectory() as folder:
-                checkpoint = None
-                if rank == 0:
-                    metrics["held_out_accuracy"] = held_out_accuracy(average.model.eval(), given)
-                    save(Path(folder), state_of(state, optimiser), step + 1)
-                    checkpoint = ray.train.Checkpoint.from_directory(folder)
-                ray.train.report(metrics, checkpoint=checkpoint)
+            if workers.rank == 0:
+                metrics["held_out_accuracy"] = held_out_accuracy(average.model.eval(), given)
+            workers.report(metrics, partial(save, state=state_of(kept, optimiser), step=step + 1))
+    return average.model.eval()
+
+
+def train_worker(loop: dict[str, TrainingInput]) -> None:
+    """Run ``train`` on one Ray Train worker."""
+    train(loop["given"], OnRay())

@@ -29,13 +29,12 @@ def config(model, **more):
 SHARED = {"micro": 2, "sharded": True, "adapter": None, "weight_decay": 0.1}
 
 
-@pytest.mark.parametrize(("workers", "how"), [(1, {}), (2, SHARED)])
-def test_a_killed_worker_repeats_and_skips_no_prompt(tiny_lm, solved, tmp_path, capsys, workers, how):
-    job = {**SMALL_GRPO, "model": str(tiny_lm), "puzzles": [str(solved)], "save_steps": 1, "updates": 2, **how}
+def test_a_killed_worker_repeats_and_skips_no_prompt(tiny_lm, solved, tmp_path, capsys):
+    job = {**SMALL_GRPO, "model": str(tiny_lm), "puzzles": [str(solved)], "save_steps": 1, "updates": 2, **SHARED}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(job))
     given = ["--config", tmp_path / "config.yaml", "--out", tmp_path / "out", "--runs", tmp_path / "runs"]
     with killed_worker(tmp_path / "runs") as killed:
-        assert grpo.main([str(one) for one in (*given, "--workers", workers, "--threads", 1)]) == 0
+        assert grpo.main([str(one) for one in (*given, "--workers", 2, "--threads", 1)]) == 0
     assert killed
     told = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (told["steps"], told["prompts"], told["too_long"]) == (4, 48, 0)
@@ -52,10 +51,6 @@ def test_a_killed_worker_repeats_and_skips_no_prompt(tiny_lm, solved, tmp_path, 
     assert list((tmp_path / "runs").glob("*/events/events.*"))
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 11
     model = str(tmp_path / "out" / "model")
-    if not how:
-        assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
-        assert Policy(config(model)).digest != Policy(config(tiny_lm)).digest
-        return
     before, after = (Policy(config(one, adapter=None)).trained() for one in (tiny_lm, model))
     for one, other in zip(before.parameters(), after.parameters(), strict=True):
         assert one.shape == other.shape

@@ -1,5 +1,6 @@
 """Rollouts on a real engine: weights arrive or it is an error, an actor that dies is given them again."""
 
+import json
 import os
 import signal
 
@@ -18,6 +19,8 @@ from cellray.train.posttraining.policy import Policy, open_tokenizer
 from cellray.train.posttraining.rewards import batch
 from cellray.train.posttraining.rollout import Wish
 from cellray.train.posttraining.writers import Writers, start_rollouts
+from jobs import sft
+from tests.killing import Stopped, Stopping
 from tests.train.posttraining.conftest import SMALL_GRPO, made_up
 
 pytestmark = [pytest.mark.usefixtures("ray"), pytest.mark.timeout(600)]
@@ -52,6 +55,27 @@ def shaken(policy):
         for one in policy.trained().parameters():
             one += 0.2 * torch.randn_like(one)
     return policy
+
+
+# First, as long as the engine has the model's own weights under its adapters.
+def test_a_run_that_stops_goes_on_as_if_it_had_not(actor, tiny_lm, tmp_path):
+    told = config(tiny_lm, save_steps=1, updates=2)
+    start = GRPOInput(told, prompts_of(tiny_lm, 16), lambda text, _: float(len(text) % 5), [actor], 0, None)
+    runs = [GRPO(start, Stopping(tmp_path, 2)), GRPO(start, Stopping(tmp_path)), GRPO(start, Alone())]
+    with pytest.raises(Stopped):
+        runs[0].run()
+    _, rest, whole = runs
+    rest.run()
+    whole.run()
+    assert rest.workers.checkpoints == told.steps - 2
+    for one, other in zip(rest.trained.parameters(), whole.trained.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert any(one.abs().sum() > 0.1 for name, one in rest.trained.named_parameters() if "lora_B" in name)  # from 0
+    adapter = tmp_path / "out" / "adapter"
+    sft.write(rest.policy, open_tokenizer(str(tiny_lm)), tmp_path / "out", told, {})
+    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == SMALL_GRPO["adapter"]["rank"]
+    assert (adapter / "adapter_model.safetensors").is_file()
+    assert Policy(config(tmp_path / "out" / "model")).digest != Policy(told).digest
 
 
 @pytest.mark.parametrize("adapter", [SMALL_GRPO["adapter"], None])

@@ -5,12 +5,17 @@ import json
 import anndata
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cellray.cli import app
+from cellray.plugins.making import plan_training
+from cellray.plugins.reading import Reading, read_labelled
 from cellray.plugins.registry import TISSUES, Registry
+from cellray.train.plugins import PluginSettings
+from cellray.train.plugins import train as train_plugin_here
 from jobs import train_plugin, update_plugin
-from tests.killing import killed_worker
+from tests.killing import Stopped, Stopping, killed_worker
 from tests.plugins.conftest import version
 
 pytestmark = [pytest.mark.usefixtures("ray"), pytest.mark.timeout(600)]
@@ -55,11 +60,16 @@ def donors(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(world, ray, donors, tmp_path_factory):
-    """A registry with plugins of two tissues, one made in this process, and the one that tells them apart."""
+    """A registry with plugins of two tissues, one made in this process, and the one that tells them apart.
+
+    The worker that makes the plugin of liver is killed meanwhile.
+    """
     folder = tmp_path_factory.mktemp("jobs")
     registry = Registry(str(folder / "registry"))
     registry.promote("blood", registry.put(version(world, world.known, tissue="blood")))
-    assert train(world, registry.uri, folder / "runs", *LIVER, data=[donors]) == 0
+    with killed_worker(folder / "runs") as killed:
+        assert train(world, registry.uri, folder / "runs", *LIVER, data=[donors]) == 0
+    assert killed
     two = ["--task", "tissue", "--workers", "2"]
     assert train(world, registry.uri, folder / "runs", *two, data=[donors]) == 0
     return registry
@@ -87,13 +97,22 @@ def test_two_workers_tell_tissues_apart(trained):
     assert found.metrics["accuracy"] > 0.7  # a third of the cells are blood
 
 
-def test_a_killed_worker_changes_nothing(world, trained, donors, tmp_path):
-    with killed_worker(tmp_path / "runs") as killed:
-        assert train(world, tmp_path / "registry", tmp_path / "runs", *LIVER, data=[donors]) == 0
-    assert killed
-    registry = Registry(str(tmp_path / "registry"))
-    assert registry.versions("liver") == [registry.promoted("liver")]
-    assert registry.promoted("liver") in trained.versions("liver")
+def test_a_run_that_stops_or_is_killed_ends_as_if_it_had_not(world, trained, donors, tmp_path):
+    base = world.checkpoint()
+    found = read_labelled([str(donors)], base, Reading("cell_type", "cell_type_ontology_term_id", "donor"))
+    settings = PluginSettings(n_experts=2, rank=2, n_classes=6, epochs=4, learning_rate=0.01)
+    given, _ = plan_training(base, found.cells, settings, hold_out=0.2, by_group=True, term_ids=found.term_ids)
+    with pytest.raises(Stopped):
+        train_plugin_here(given, Stopping(tmp_path, 2))
+    rest = Stopping(tmp_path)
+    (stopped, facts), (whole, others) = train_plugin_here(given, rest), train_plugin_here(given)
+    assert rest.checkpoints == settings.epochs - 2
+    assert facts == others
+    killed = trained.get("liver", trained.promoted("liver")).build()
+    assert trained.versions("liver") == [trained.promoted("liver")]
+    for one, two, three in zip(*(one.parameters() for one in (stopped, whole, killed)), strict=True):
+        assert torch.equal(one, two)
+        torch.testing.assert_close(two, three, atol=1e-3, rtol=0)  # another process rounds otherwise
 
 
 def update(world, registry, runs, *more):

@@ -4,6 +4,7 @@ Contract: the same points, rows and seed give the same table, whatever the numbe
 ``max_cells`` cells is laid out, so the cost does not grow with the dataset. It is a picture; no number comes from it.
 """
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -56,8 +57,12 @@ def _umap(sample: np.ndarray, seed: int) -> np.ndarray:
     distances, neighbors = NearestNeighbors(n_neighbors=k).fit(sample).kneighbors(sample)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from umap import UMAP
+        from umap import UMAP, umap_
 
+        # Compiled once a machine and not seven seconds in every worker; without a place to keep it, as before.
+        for kernel in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+            with contextlib.suppress(RuntimeError):
+                kernel.enable_caching()
         # Exact neighbours are cheap for a sample and spare the minute that UMAP's own search takes to compile.
         knn = (neighbors, distances.astype(np.float32))
         layout = UMAP(n_neighbors=k, precomputed_knn=knn, random_state=seed, n_jobs=1).fit_transform(sample)

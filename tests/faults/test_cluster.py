@@ -15,24 +15,20 @@ import pytest
 import yaml
 
 from cellray.models import checkpoints
-from cellray.pipeline import annotate
 from cellray.plugins.registry import Registry
 from cellray.plugins.router import scgpt_base
-from cellray.settings import AnnotateSettings
 from jobs.bench.serving import cells_of, made_up
-from jobs.bench.synthetic import write_cells
 from tests.clustered import Running, cluster
+from tests.faults.conftest import N_SHARDS, SHARD, settings_of
 from tests.k8s.conftest import K8S
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
-N_SHARDS = 16
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Cells to annotate and a registry with a plugin."""
+    """A registry with a plugin."""
     folder = tmp_path_factory.mktemp("clustered")
-    write_cells(folder / "many.h5ad", N_SHARDS * 400, 300, 60)
     registry, base = Registry(str(folder / "registry")), scgpt_base(checkpoints.load("mini-scgpt"), "mini-scgpt")
     registry.promote("liver", registry.put(made_up(base, "liver")))
     return folder
@@ -116,11 +112,11 @@ def test_the_serve_configuration_of_the_dev_overlay_answers(running: Running):
     running.ask("/api/serve/applications/", method="DELETE")
 
 
-@pytest.mark.usefixtures("ray")
-def test_the_entrypoint_of_the_job_drained_and_then_robbed_of_a_node(running: Running, world: Path, tiny_model):
-    settings = {"inputs": [str(world / "many.h5ad")], "model": str(tiny_model), "shard_cells": 400, "refine": "none"}
-    annotate(AnnotateSettings.checked(**settings, out=str(world / "undisturbed")))
-    (world / "cellray.yaml").write_text(yaml.safe_dump({**settings, "out": str(world / "out"), "encoders": 2}))
+def test_the_entrypoint_of_the_job_drained_and_then_robbed_of_a_node(
+    running: Running, world: Path, many, tiny_model, undisturbed
+):
+    settings = {**settings_of(many, tiny_model), "out": str(world / "out"), "encoders": 2}
+    (world / "cellray.yaml").write_text(yaml.safe_dump(settings))
     entrypoint = shlex.split(yaml.safe_load((K8S / "base" / "annotate-rayjob.yaml").read_text())["spec"]["entrypoint"])
     scores = world / "out" / "datasets" / "many" / "scores"
 
@@ -154,11 +150,10 @@ def test_the_entrypoint_of_the_job_drained_and_then_robbed_of_a_node(running: Ru
     assert len(kept) < N_SHARDS
     out, _ = job.communicate(timeout=400)
     assert job.returncode == 0, out[-3000:]
-    labels = [world / name / "datasets" / "many" / "annotations.parquet" for name in ("undisturbed", "out")]
-    assert labels[0].read_bytes() == labels[1].read_bytes()
+    assert (world / "out" / "datasets" / "many" / "annotations.parquet").read_bytes() == undisturbed
     after = parts()
     assert len(after) == N_SHARDS
     # Of what was published before the kill at most the last shard of each of the two encoders is written again.
     assert sum(after[name] != when for name, when in kept.items()) <= 2
     assert all(after[name] == when for name, when in drained.items())
-    assert json.loads(out[out.index('{\n  "out"') : out.rindex("}") + 1])["n_cells"] == 400 * N_SHARDS
+    assert json.loads(out[out.index('{\n  "out"') : out.rindex("}") + 1])["n_cells"] == SHARD * N_SHARDS

@@ -13,30 +13,13 @@ import pytest
 from cellray.errors import CellRayError
 from cellray.pipeline import annotate
 from cellray.settings import AnnotateSettings
-from jobs.bench.synthetic import write_cells
+from tests.faults.conftest import N_SHARDS, SHARD, settings_of
 
 pytestmark = pytest.mark.faults
-N_SHARDS = 20
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    return write_cells(tmp_path_factory.mktemp("many") / "many.h5ad", N_SHARDS * 400, 300, 60)
-
-
-def settings(many, out, tiny_model, **more):
-    return AnnotateSettings.checked(inputs=(str(many),), out=str(out), model=str(tiny_model), shard_cells=400, **more)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(many, tiny_model, tmp_path_factory, ray):
-    out = tmp_path_factory.mktemp("undisturbed")
-    annotate(settings(many, out, tiny_model, refine="none"))
-    return (out / "datasets" / "many" / "annotations.parquet").read_bytes()
 
 
 def command(many, out, tiny_model):
-    options = ["--out", out, "--model", tiny_model, "--shard-cells", "400", "--refine", "none"]
+    options = ["--out", out, "--model", tiny_model, "--shard-cells", SHARD, "--refine", "none"]
     return [sys.executable, "-m", "cellray.cli", "annotate", *map(str, [many, *options])]
 
 
@@ -66,8 +49,7 @@ def test_driver_killed_then_stopped(many, tiny_model, tmp_path, undisturbed):
         kept = parts()
     assert "run the same command again" in (tmp_path / "said").read_text().splitlines()[-1]
     assert len(kept) < N_SHARDS
-    ended = subprocess.run(command(many, out, tiny_model), capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    assert annotate(AnnotateSettings.checked(**settings_of(many, tiny_model), out=str(out))).exit_code == 0
     assert (out / "datasets" / "many" / "annotations.parquet").read_bytes() == undisturbed
     after = parts()
     assert len(after) == N_SHARDS
@@ -80,7 +62,8 @@ def test_driver_killed_then_stopped(many, tiny_model, tmp_path, undisturbed):
 def test_encoder_killed(many, tiny_model, tmp_path, undisturbed):
     out = tmp_path / "out"
     found = []
-    run = threading.Thread(target=lambda: found.append(annotate(settings(many, out, tiny_model, refine="none"))))
+    settings = AnnotateSettings.checked(**settings_of(many, tiny_model), out=str(out))
+    run = threading.Thread(target=lambda: found.append(annotate(settings)))
     run.start()
     scores = out / "datasets" / "many" / "scores"
     wait_for(lambda: scores.is_dir() and len(list(scores.glob("part-*"))) >= 2)

@@ -42,7 +42,7 @@ def running(world):
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     }
     with cluster(
-        2, 4, CELLRAY_REGISTRY=str(world / "registry"), CELLRAY_CONFIG=str(world / "cellray.yaml"), **quick
+        2, 2, CELLRAY_REGISTRY=str(world / "registry"), CELLRAY_CONFIG=str(world / "cellray.yaml"), **quick
     ) as up:
         yield up
 

@@ -228,7 +228,8 @@ def train(given: TrainingInput, workers: Alone | None = None) -> LangCell:
             metrics = {"step": step + 1, "loss": loss.item(), **{name: value.item() for name, value in parts.items()}}
             if workers.rank == 0:
                 metrics["held_out_accuracy"] = held_out_accuracy(average.model.eval(), given)
-            workers.report(metrics, partial(save, state=state_of(kept, optimiser), step=step + 1))
+            state = state_of(kept, optimiser, keep=workers.rank == 0)
+            workers.report(metrics, partial(save, state=state, step=step + 1))
     return average.model.eval()
 
 

@@ -48,10 +48,9 @@ class Stopping(Alone):
         self._folder, self._last = folder, last
         self.checkpoints = 0
 
-    def resume(self, read: Callable[[Path], None]) -> None:
-        """Call ``read`` if there is a checkpoint."""
-        if any(self._folder.iterdir()):
-            read(self._folder)
+    def resume(self, read: Callable[[Path], int]) -> int:
+        """Read the checkpoint if there is one."""
+        return read(self._folder) if any(self._folder.iterdir()) else 0
 
     def report(self, metrics: dict[str, float], write: Write) -> None:
         """Keep the checkpoint."""

@@ -64,8 +64,9 @@ class Alone:
         """Return the sums over workers."""
         return list(values)
 
-    def resume(self, read: Callable[[Path], None]) -> None:
-        """Call ``read`` with the folder of the latest checkpoint, if there is one."""
+    def resume(self, read: Callable[[Path], int]) -> int:
+        """Return the step that ``read`` finds in the folder of the latest checkpoint; 0 if there is none."""
+        return 0
 
     def report(self, metrics: dict[str, float], write: Write) -> None:
         """Tell the metrics of an epoch; ``write`` fills the folder of its checkpoint."""
@@ -95,13 +96,15 @@ class OnRay(Alone):
             torch.distributed.all_reduce(sums)
         return sums.tolist()
 
-    def resume(self, read: Callable[[Path], None]) -> None:
-        """Call ``read`` with the folder of the latest checkpoint, if there is one."""
+    def resume(self, read: Callable[[Path], int]) -> int:
+        """Return the step that ``read`` finds in the folder of the latest checkpoint; 0 if there is none."""
         import ray.train
 
-        if checkpoint := ray.train.get_checkpoint():
-            with checkpoint.as_directory() as folder:
-                read(Path(folder))
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as folder:
+            return read(Path(folder))
 
     def report(self, metrics: dict[str, float], write: Write) -> None:
         """Tell the metrics of an epoch; ``write`` fills the folder of its checkpoint."""
@@ -194,13 +197,7 @@ def fit(
     workers = workers or Alone()
     best, average, course = copy.deepcopy(trained), copy.deepcopy(trained), Course()
     kept = {"trained": trained, "average": average, "best": best, "course": course}
-    first = 0
-
-    def read(folder: Path) -> None:
-        nonlocal first
-        first = restore(folder, kept, optimiser)
-
-    workers.resume(read)
+    first = workers.resume(lambda folder: restore(folder, kept, optimiser))
     rates = [group["lr"] for group in optimiser.param_groups]
     parallel = workers.parallel(module)
     means: dict[str, float] = {}

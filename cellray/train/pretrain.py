@@ -20,7 +20,6 @@ The loop goes on from the last checkpoint of the workers it is given; it knows n
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -195,13 +194,7 @@ def train(given: TrainingInput, workers: Alone | None = None) -> LangCell:
     optimiser = torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     average = Average(trainer.model, config.average_decay)
     kept = {"module": trainer, "average": average}
-    first = 0
-
-    def read(folder: Path) -> None:
-        nonlocal first
-        first = restore(folder, kept, optimiser)
-
-    workers.resume(read)
+    first = workers.resume(lambda folder: restore(folder, kept, optimiser))
     parallel: nn.Module | None = None
     sampler = Sampler(given.corpus, given.terms, config, given.cls_token, Programs(vectors, FIRST_GENE))
     for step in range(first, config.all_steps):

@@ -139,19 +139,16 @@ class GRPO:
 
     def run(self) -> None:
         """Train to the end, from the last checkpoint if there is one."""
-        begin = 0
 
-        def read(folder: Path) -> None:
-            nonlocal begin
-            begin = restore(folder, self.kept, self.optimiser)
+        def read(folder: Path) -> int:
             self.metrics.load(folder)
+            return restore(folder, self.kept, self.optimiser)
 
         def write(folder: Path, state: dict[str, Tensor], done: int) -> None:
             save(folder, state, done)
             self.metrics.save(folder)
 
-        self.workers.resume(read)
-        for step in range(begin, self.config.steps):
+        for step in range(self.workers.resume(read), self.config.steps):
             torch.manual_seed(hash((self.config.seed, self.workers.rank, step)) & 0x7FFFFFFF)
             values = self.step(step)
             keys = [self.given.prompts[at].puzzle.key for at in chosen(self.given, step)]

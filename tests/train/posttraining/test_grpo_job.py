@@ -14,7 +14,7 @@ from cellray.train.posttraining.config import GRPOConfig
 from cellray.train.posttraining.learner import GRPOInput, Prompt, chosen
 from cellray.train.posttraining.policy import Policy
 from cellray.train.posttraining.rewards import batch
-from jobs import grpo
+from jobs import grpo, solve_puzzles
 from tests.killing import killed_worker
 from tests.train.posttraining.conftest import SMALL_GRPO, made_up
 
@@ -29,7 +29,7 @@ def config(model, **more):
 SHARED = {"micro": 2, "sharded": True, "adapter": None, "weight_decay": 0.1}
 
 
-def test_a_killed_worker_repeats_and_skips_no_prompt(tiny_lm, solved, tmp_path):
+def test_a_killed_worker_repeats_and_skips_no_prompt(tiny_lm, solved, tmp_path, capsys):
     job = {**SMALL_GRPO, "model": str(tiny_lm), "puzzles": [str(solved)], "save_steps": 1, "updates": 2, **SHARED}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(job))
     given = ["--config", tmp_path / "config.yaml", "--out", tmp_path / "out", "--runs", tmp_path / "runs"]
@@ -56,6 +56,11 @@ def test_a_killed_worker_repeats_and_skips_no_prompt(tiny_lm, solved, tmp_path):
         assert one.shape == other.shape
         assert other.isfinite().all()
         assert not torch.equal(one, other) or one.ndim == 1
+    # The model is one that puzzles are solved with, as it is.
+    options = ["--model", model, "--max-tokens", "60", "--out", str(tmp_path / "solved")]
+    capsys.readouterr()
+    assert solve_puzzles.main([str(solved), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["statuses"] == {"solved": 48}
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def scgpt(config: ScGPTPretrainConfig, given: argparse.Namespace) -> None:
     n_cells = int((~training.corpus.held_out).sum())
     sys.stdout.write(f"{n_cells} training cells, {training.corpus.genes.num_rows} genes\n")
     trainer = ScGPTPretrainer(training)
-    with trained(pretrain_worker, training, config.name, given) as folder:
+    with trained(pretrain_worker, training, config.name, given, on_gpus=True) as folder:
         restore(folder, {"best": trainer})
     checkpoints.save(given.out, checkpoint_of(training, trainer.base), torch.float16)
 

@@ -62,7 +62,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     settings = UpdateSettings(given.recipe, given.epochs, learning_rate=given.learning_rate, seed=given.seed)
     updating, judged = plan_update(base, old, found.cells, given.label, settings, given.hold_out)
     plugin = extended(updating.plugin)
-    with trained(update_worker, updating, run_name(tissue, parent, found.cells, vars(settings)), given) as folder:
+    name = run_name(tissue, parent, found.cells, vars(settings))
+    with trained(update_worker, updating, name, given, on_gpus=True) as folder:
         restore(folder, {"best": plugin})
     limits = Limits(given.margin, given.type_margin, given.least_recall)
     version, verdict = next_version(old, parent, updating, judged, plugin.eval(), limits)

@@ -2,8 +2,8 @@
 
 Contract: rows of a packed (t, width) array belong to segments, cell after cell; attention mixes rows of the same
 segment only, so a cell's numbers do not depend on the cells it is packed with. On a GPU in half precision PyTorch's
-variable-length attention does all segments in one call; elsewhere they are done one by one, which on a CPU costs no
-more than a padded batch. It knows no model.
+variable-length attention does all segments in one call, in float32 one padded batch does; on a CPU, where that costs
+more, they are done one by one. It knows no model.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,10 @@ class Segments:
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         offsets[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
         return cls(offsets.to(device, non_blocking=True), tuple(lengths))
+
+    def to(self, device: torch.device | str) -> "Segments":
+        """Return the same segments of arrays on a device."""
+        return Segments(self.offsets.to(device, non_blocking=True), self.lengths)
 
     @property
     def first(self) -> Tensor:
@@ -106,9 +110,34 @@ def attention(query: Tensor, key: Tensor, value: Tensor, queries: Segments, keys
         q, k, v = (states.unflatten(-1, (heads, -1)) for states in (query, key, value))
         mixed = varlen_attn(q, k, v, queries.offsets, keys.offsets, queries.longest, keys.longest)
         return mixed.flatten(1)  # type: ignore[union-attr]
+    if query.is_cuda and keys.lengths:
+        return _padded(query, key, value, queries, keys, heads)
     parts = []
     split = (query.split(queries.lengths), key.split(keys.lengths), value.split(keys.lengths))
     for one in zip(*split, strict=True):
         q, k, v = (states.unflatten(-1, (heads, -1)).transpose(0, 1)[None] for states in one)
         parts.append(F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1))
     return torch.cat(parts) if parts else query
+
+
+def _padded(query: Tensor, key: Tensor, value: Tensor, queries: Segments, keys: Segments, heads: int) -> Tensor:
+    """Attention as ``attention`` has it, in one call for all segments, laid out as if they were equally long."""
+    asked, held = _rows_of(queries), _rows_of(keys)
+    q, k, v = (
+        torch.zeros(len(segments.lengths) * segments.longest, states.shape[1], dtype=states.dtype, device=states.device)
+        .index_copy(0, rows, states)
+        .view(len(segments.lengths), segments.longest, heads, -1)
+        .transpose(1, 2)
+        for states, segments, rows in ((query, queries, asked), (key, keys, held), (value, keys, held))
+    )
+    lengths = keys.offsets[1:] - keys.offsets[:-1]
+    real = torch.arange(keys.longest, device=key.device) < lengths[:, None]
+    mixed = F.scaled_dot_product_attention(q, k, v, real[:, None, None])
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)[asked]
+
+
+def _rows_of(segments: Segments) -> Tensor:
+    """Return each row's place where all segments take as many rows as the longest, (t,) int64."""
+    lengths = (segments.offsets[1:] - segments.offsets[:-1]).long()
+    number = torch.arange(len(lengths), device=lengths.device)
+    return segments.positions + segments.longest * number.repeat_interleave(lengths, output_size=sum(segments.lengths))

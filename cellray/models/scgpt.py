@@ -223,6 +223,11 @@ class ScGPT(nn.Module):
         if config.n_classes:
             self.cls_decoder = ClassHead(config.hidden_size, config.class_layers, config.n_classes)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and what is encoded must be."""
+        return self.encoder.embedding.weight.device
+
     def encode_cells(self, ids: Tensor, values: Tensor, cells: Segments, adapter: Adapter | None = None) -> Tensor:
         """Encode packed cells.
 

@@ -75,6 +75,11 @@ class Batch:
     cells: Segments
     target: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """Return it on a device."""
+        ids, values, target = (one.to(device) for one in (self.ids, self.values, self.target))
+        return Batch(ids, values, self.cells.to(device), target)
+
 
 def training_batches(
     base: ScGPT, cells: Cells, number: dict[str, int], settings: PluginSettings, epoch: int, rank: int, world: int
@@ -91,13 +96,18 @@ def training_batches(
 
 
 def states_of(base: ScGPT, cells: Cells, adapter: Adapter | None) -> Tensor:
-    """Return the (n, hidden) CLS states of all cells."""
-    found = [torch.empty(0, base.config.hidden_size)]
+    """Return the (n, hidden) CLS states of all cells, on the base's device."""
+    device = base.device
+    found = [torch.empty(0, base.config.hidden_size, device=device)]
     with torch.inference_mode():
         for start in range(0, len(cells), _PREDICTED):
             rows = np.arange(start, min(start + _PREDICTED, len(cells)))
             ids, values, lengths = packed_inputs(base.config, cells.tokens, cells.bins, cells.offsets, rows, CLS_VALUE)
-            packed = (torch.from_numpy(ids), torch.from_numpy(values), Segments.of(lengths))
+            packed = (
+                torch.from_numpy(ids).to(device),
+                torch.from_numpy(values).to(device),
+                Segments.of(lengths, device),
+            )
             found.append(base.encode_cells(*packed, adapter))
     return torch.cat(found)
 
@@ -106,7 +116,7 @@ def predict(base: ScGPT, plugin: Plugin, cells: Cells) -> np.ndarray:
     """Return the (n, used) class probabilities of all cells."""
     states = states_of(base, cells, plugin)
     with torch.inference_mode():
-        return plugin.classify(states).numpy()
+        return plugin.classify(states).cpu().numpy()
 
 
 def called(base: ScGPT, plugin: Plugin, cells: Cells, classes: Sequence[str]) -> np.ndarray:
@@ -145,11 +155,12 @@ class PluginTrainer(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and it again by name."""
+        batch = batch.to(self.base.device)
         logits = self.plugin.logits(self.base.encode_cells(batch.ids, batch.values, batch.cells, self.plugin))
         loss = (
             F.cross_entropy(logits, batch.target)
             if self.below is None
-            else hierarchical(logits, batch.target, self.below)
+            else hierarchical(logits, batch.target, self.below.to(logits.device))
         )
         return loss, {"loss": loss.detach()}
 
@@ -169,13 +180,17 @@ def new_plugin(given: PluginInput) -> Plugin:
 
 
 def train(given: PluginInput, workers: Alone | None = None) -> tuple[Plugin, dict[str, Any]]:
-    """Train a plugin; returns it with the weights of its best epoch, and what the loop says of itself."""
+    """Train a plugin; returns it with the weights of its best epoch, and what the loop says of itself.
+
+    Base and plugin are on the workers' device afterwards.
+    """
+    workers = workers or Alone()
     settings, base = given.settings, given.base
     torch.manual_seed(settings.seed)
     plugin = new_plugin(given)
     number = {name: index for index, name in enumerate(given.classes)}
     facts = fit(
-        PluginTrainer(base, plugin, given.below),
+        PluginTrainer(base, plugin, given.below).to(workers.device),
         plugin,
         torch.optim.Adam(plugin.parameters(), settings.learning_rate),
         lambda *where: training_batches(base, given.training, number, settings, *where),

@@ -17,7 +17,6 @@ The heads are not kept. The loop is ``cellray.train.loop``.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from cellray.models.scgpt import ScGPT
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.train.config import ScGPTPretrainConfig
 from cellray.train.initial import initialise
-from cellray.train.loop import OnRay, Plan, fit, shuffled, warm_cosine
+from cellray.train.loop import Alone, OnRay, Plan, fit, shuffled, warm_cosine
 from cellray.train.scgpt_corpus import ScGPTCorpus, model_config
 from cellray.train.thinned import thinned
 
@@ -57,6 +56,10 @@ class _Batch:
     truth: Tensor
     rows: np.ndarray
 
+    def to(self, device: torch.device) -> "_Batch":
+        ids, values, masked, truth = (one.to(device) for one in (self.ids, self.values, self.masked, self.truth))
+        return _Batch(ids, values, self.cells.to(device), masked, truth, self.rows)
+
 
 class ScGPTPretrainer(nn.Module):
     """The base with the heads of its losses."""
@@ -79,12 +82,15 @@ class ScGPTPretrainer(nn.Module):
 
     def forward(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its parts."""
-        corpus, config = self.corpus, self.config
+        corpus, config, batch = self.corpus, self.config, batch.to(self.base.device)
+        label, scores, own = (
+            torch.from_numpy(one).to(self.base.device)
+            for one in (corpus.label[batch.rows], corpus.scores[batch.rows], corpus.classes[corpus.dataset[batch.rows]])
+        )
         cls, states = self.base.encode_genes(batch.ids, batch.values, batch.cells)
-        label = torch.from_numpy(corpus.label[batch.rows])
-        error = (self.expression(cls) - torch.from_numpy(corpus.scores[batch.rows])) ** 2
+        error = (self.expression(cls) - scores) ** 2
         found = self.value(states[batch.masked])[:, 0]
-        logits = self.classes(cls).masked_fill(~torch.from_numpy(corpus.classes[corpus.dataset[batch.rows]]), -_LARGE)
+        logits = self.classes(cls).masked_fill(~own, -_LARGE)
         parts = {
             "expression": error.clamp(max=_LARGEST_ERROR).mean(),
             "masked": F.mse_loss(found, batch.truth) if len(found) else found.sum(),
@@ -116,11 +122,11 @@ def batches(given: ScGPTInput, epoch: int, rank: int, world: int) -> list[_Batch
     return found
 
 
-def pretrain(given: ScGPTInput, workers: Any = None) -> tuple[ScGPTPretrainer, dict[str, float]]:
-    """Train a base; returns it with its heads, and what the loop says of itself."""
-    config = given.config
+def pretrain(given: ScGPTInput, workers: Alone | None = None) -> tuple[ScGPTPretrainer, dict[str, float]]:
+    """Train a base; returns it with its heads, on the workers' device, and what the loop says of itself."""
+    config, workers = given.config, workers or Alone()
     torch.manual_seed(config.seed)
-    trainer = ScGPTPretrainer(given)
+    trainer = ScGPTPretrainer(given).to(workers.device)
     optimiser = torch.optim.AdamW(trainer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     facts = fit(
         trainer,

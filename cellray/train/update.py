@@ -73,6 +73,7 @@ class Updater(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts."""
+        batch = batch.to(self.base.device)
         logits = self.plugin.logits(self.base.encode_cells(batch.ids, batch.values, batch.cells, self.plugin))
         parts = {"classes": F.cross_entropy(logits, batch.target)}
         known = batch.target < self.plugin.used - 1
@@ -93,11 +94,15 @@ def balanced(cells: Cells, most: int, seed: int) -> Cells:
 
 
 def update(given: UpdateInput, workers: Alone | None = None) -> tuple[Plugin, dict[str, float]]:
-    """Return a plugin with one class more, and what the loop says of itself."""
-    settings, base, old = given.settings, given.base, given.plugin
+    """Return a plugin with one class more, and what the loop says of itself.
+
+    Base and plugins are on the workers' device afterwards.
+    """
+    workers = workers or Alone()
+    settings, base, old = given.settings, given.base.to(workers.device), given.plugin.to(workers.device)
     torch.manual_seed(settings.seed)
     replay = balanced(given.replay, len(given.new), settings.seed)
-    plugin = extended(old)
+    plugin = extended(old).to(workers.device)
     imprinted = settings.recipe == "imprint"
     if imprinted:
         imprint(base, plugin, replay, given.new, [*given.classes, given.label])
@@ -145,8 +150,8 @@ def imprint(base: ScGPT, plugin: Plugin, replay: Cells, new: Cells, classes: Seq
         away = fresh.mean(0) - known.mean(0)
         rows = head.out_layer.weight[:last]
         head.out_layer.weight[last] = away * (rows.norm(dim=1).mean() / away.norm().clamp(min=1e-12))
-        own = torch.tensor([number[label] for label in replay.labels.tolist()])
-        wanted = head.out_layer(known)[torch.arange(len(own)), own].mean()
+        own = torch.tensor([number[label] for label in replay.labels.tolist()], device=base.device)
+        wanted = head.out_layer(known)[torch.arange(len(own), device=base.device), own].mean()
         head.out_layer.bias[last] = 0
         head.out_layer.bias[last] = wanted - head.out_layer(fresh)[:, last].mean()
 

@@ -16,6 +16,7 @@ from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.plugins.reading import Reading, read_labelled
 from cellray.tokenize.cells import Cells
 from cellray.train.config import HoldOut, ScGPTPretrainConfig, Sizes
+from cellray.train.loop import Alone
 from cellray.train.plugins import split
 from cellray.train.scgpt_corpus import ScGPTCorpus, prepare_scgpt
 from cellray.train.scgpt_pretrain import ScGPTInput, checkpoint_of, pretrain
@@ -41,6 +42,8 @@ class Study:
         they are among those that genes are chosen by and principal components are made from.
     small
         The base learned hardly anything: to see that all goes through.
+    device
+        Where bases and plugins are trained.
     """
 
     data: Path
@@ -49,6 +52,12 @@ class Study:
     tissue: str
     kind: str = "native"
     small: bool = False
+    device: str = "cpu"
+
+    @property
+    def workers(self) -> Alone:
+        """What training loops run on."""
+        return Alone(self.device)
 
     @cached_property
     def corpus(self) -> ScGPTCorpus:
@@ -61,8 +70,8 @@ class Study:
         folder = self.work / f"base-{self.seed}{'' if self.kind == 'native' else f'-{self.kind}-{self.tissue}'}"
         if not (folder / "config.json").is_file():
             given = ScGPTInput(self._config(), self._seen())
-            trainer, _ = pretrain(given)
-            checkpoints.save(folder, checkpoint_of(given, trainer.base), torch.float16)
+            trainer, _ = pretrain(given, self.workers)
+            checkpoints.save(folder, checkpoint_of(given, trainer.base.cpu()), torch.float16)
         loaded = checkpoints.load(str(folder))
         assert isinstance(loaded, ScGPTCheckpoint)  # noqa: S101 - for the type checker
         return loaded

@@ -48,7 +48,7 @@ from cellray.models.moe_lora import Plugin
 from cellray.models.scgpt import ScGPT
 from cellray.plugins.gate import judge
 from cellray.tokenize.cells import Cells
-from cellray.train.loop import fit
+from cellray.train.loop import Alone, fit
 from cellray.train.plugins import (
     Batch,
     PluginInput,
@@ -67,9 +67,8 @@ _NEW_CELLS = (10, 20, 30, 40, 50)
 _SHOWN = 30  # where the paper's recipe is measured too, on the first draw
 _PARTS = ("closed", "incremental", "serving")
 _SMALL_REQUESTS = 8
-_FASTER = PluginSettings(learning_rate=2e-3, epochs=12, patience=4)
-_LONGER = replace(_FASTER, epochs=24, patience=8)
-_SETTINGS = {"foreign": _FASTER, "unlabelled": _LONGER, "native": PluginSettings()}
+_LONGER = PluginSettings(learning_rate=2e-3, epochs=24, patience=8)
+_SETTINGS = {"foreign": replace(_LONGER, alpha=32.0), "unlabelled": _LONGER, "native": PluginSettings()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("out/bench/plugins"), help="where bases and results are kept")
     parser.add_argument("--only", choices=_PARTS, default=None)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
     parser.add_argument("--seeds", type=int, default=len(_SEEDS))
     parser.add_argument("--bases", choices=_SETTINGS, nargs="+", default=list(_SETTINGS), help="of closed")
     parser.add_argument("--new-cells", type=int, nargs="+", default=list(_NEW_CELLS))
@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     given.work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     seeds, draws = (_SEEDS[:1], _DRAWS[:1]) if given.small else (_SEEDS[: given.seeds], _DRAWS)
-    studies = {seed: partial(Study, given.data, given.work, seed, small=given.small) for seed in seeds}
+    studies = {
+        seed: partial(Study, given.data, given.work, seed, small=given.small, device=given.device) for seed in seeds
+    }
     if given.only in (None, "closed"):
         tasks = [
             partial(closed, studies[seed](tissue=tissue, kind=kind))
@@ -168,7 +170,7 @@ def closed(study: Study) -> list[dict[str, Any]]:
             for settings in dict.fromkeys((own, PluginSettings())) if method == "frozen" else (own,):
                 base = study.base.build()
                 given = PluginInput(base, learned, cells.take(validation), classes, sized(settings, study))
-                plugin, facts = how(given)
+                plugin, facts = how(given, study.workers)
                 tried.append((facts["score"], called(base, plugin, cells.take(test), classes)))
             best = max(tried, key=itemgetter(0))
             add(method, best[1], started)
@@ -192,25 +194,26 @@ class _Baseline(nn.Module):
         plugin.layers.requires_grad_(requires_grad=False)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = batch.to(self.base.device)
         logits = self.plugin.logits(self.base.encode_cells(batch.ids, batch.values, batch.cells))
         loss = nn.functional.cross_entropy(logits, batch.target)
         return loss, {"loss": loss.detach()}
 
 
-def _frozen(given: PluginInput) -> tuple[Plugin, dict[str, float]]:
-    return _baseline(given, adapts=False)
+def _frozen(given: PluginInput, workers: Alone) -> tuple[Plugin, dict[str, float]]:
+    return _baseline(given, workers, adapts=False)
 
 
-def _full(given: PluginInput) -> tuple[Plugin, dict[str, float]]:
-    return _baseline(given, adapts=True)
+def _full(given: PluginInput, workers: Alone) -> tuple[Plugin, dict[str, float]]:
+    return _baseline(given, workers, adapts=True)
 
 
-def _baseline(given: PluginInput, *, adapts: bool) -> tuple[Plugin, dict[str, float]]:
+def _baseline(given: PluginInput, workers: Alone, *, adapts: bool) -> tuple[Plugin, dict[str, float]]:
     settings, base = given.settings, given.base
     torch.manual_seed(settings.seed)
     plugin = new_plugin(given)
     number = {name: index for index, name in enumerate(given.classes)}
-    module = _Baseline(base, plugin, adapts=adapts)
+    module = _Baseline(base, plugin, adapts=adapts).to(workers.device)
     groups = [{"params": list(plugin.cls_decoder.parameters()), "lr": settings.learning_rate}]
     if adapts:
         groups.append({"params": list(base.parameters()), "lr": settings.learning_rate / 4})
@@ -221,6 +224,7 @@ def _baseline(given: PluginInput, *, adapts: bool) -> tuple[Plugin, dict[str, fl
         lambda *where: training_batches(base, given.training, number, settings, *where),
         settings.plan,
         validate=lambda: float(np.mean(right(base, plugin, given.validation, given.classes))),
+        workers=workers,
     )
     return plugin, facts
 
@@ -254,15 +258,17 @@ class _Known:
         classes = sorted(set(self.cells.labels[learned].tolist()))
         stop_by = self.cells.take(np.intersect1d(validation, judged))
         settings = sized(PluginSettings(), self.study)
-        return PluginInput(self.study.base.build(), self.cells.take(learned), stop_by, classes, settings)
+        return PluginInput(
+            self.study.base.build(self.study.device), self.cells.take(learned), stop_by, classes, settings
+        )
 
     @cached_property
     def plugin(self) -> Plugin:
         """The plugin, trained when it is not in the work folder yet."""
         path = self.study.work / f"plugin-{self.study.tissue}-{self.study.seed}.safetensors"
         if not path.is_file():
-            save_file(train(self.given)[0].state_dict(), path)
-        plugin = new_plugin(self.given)
+            save_file(train(self.given, self.study.workers)[0].state_dict(), path)
+        plugin = new_plugin(self.given).to(self.study.device)
         plugin.load_state_dict(load_file(path))
         return plugin.eval()
 
@@ -316,7 +322,7 @@ def _updated(known: _Known, label: str, own: np.ndarray, new: np.ndarray, settin
     given, cells, old, judged = known.given, known.cells, known.plugin, known.parts[2]
     started = time.process_time()
     todo = UpdateInput(given.base, old, given.classes, given.training, cells.take(new), label, settings)
-    plugin, _ = update(todo)
+    plugin, _ = update(todo, known.study.workers)
     seconds = time.process_time() - started
     classes = [*given.classes, label]
     after, others = (called(given.base, plugin, cells.take(rows), classes) for rows in (judged, np.setdiff1d(own, new)))

@@ -19,10 +19,10 @@ demo: $(VENV)/.core
 
 # Two processes side by side, about as long as one another, each with a Ray of its own and one thread for numbers: more
 # would wait for each other. (Numba, where it is first used, sets the number of OpenMP threads for all of a process.)
-# Ray starts workers when they are needed, not as many as there are CPUs at each of its many starts; and nobody takes
-# this machine away while it trains.
+# Ray starts workers when they are needed, not as many as there are CPUs at each of its many starts, and keeps those that
+# wait, which have imported what the next run needs; and nobody takes this machine away while it trains.
 FIRST_HALF := tests/deployments tests/faults tests/jobs tests/plugins
-TEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 RAY_prestart_worker_first_driver=0 \
+TEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 RAY_prestart_worker_first_driver=0 RAY_num_workers_soft_limit=8 \
 	RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=0 $(BIN)/python -m pytest -q
 test: $(VENV)/.test
 	$(MAKE) --jobs=2 --output-sync=target test-first test-second lint

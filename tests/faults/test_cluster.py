@@ -74,7 +74,7 @@ def test_a_job_without_the_token_is_refused(running: Running):
 
 def test_replicas_follow_the_load_and_an_update_fails_no_request(running: Running):
     bench = ["python", "-m", "jobs.bench.autoscale", "--address", "auto", "--clients", "8", "--max-replicas", "2"]
-    job = running.submit(*bench, "--upscale-delay-s", "2", "--downscale-delay-s", "2")
+    job = running.submit(*bench, "--upscale-delay-s", "2", "--downscale-delay-s", "2", "--look-back-s", "3")
     out, _ = job.communicate(timeout=400)
     assert job.returncode == 0, out[-3000:]
     found = json.loads(out[out.index('{\n "clients"') : out.rindex("}") + 1])

@@ -24,7 +24,6 @@ from cellray.reasoner.prompt import INSTRUCTIONS
 from cellray.train.posttraining.craft import CraftConfig, lessons, read_examples
 from cellray.train.puzzle_tokens import gene_pieces, puzzle_tokenizer
 from jobs import craft
-from tests.killing import killed_worker
 
 TYPES = ["B cell", "NK cell", "T cell", "monocyte"]
 GENES = [f"G{number}" for number in range(16)]
@@ -138,10 +137,9 @@ def job(folder):
 
 @pytest.fixture(scope="module")
 def crafted(job, folder, ray):
-    """The trained model's folder, and what the job told; a worker is killed meanwhile."""
-    with contextlib.redirect_stdout(io.StringIO()) as out, killed_worker(folder / "runs") as killed:
+    """The trained model's folder, and what the job told."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
         assert craft.main(job) == 0
-    assert killed
     told = json.loads(out.getvalue())
     return told["model"], told
 

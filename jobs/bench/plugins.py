@@ -7,8 +7,8 @@ Bases are pre-trained as ``mini-scgpt`` is, once a seed, but never see the types
     one saw the training cells of all): plugin, frozen base with the same head, full fine-tuning (first seed only),
     logistic regression and nearest centroid on log counts. One split, three seeds of base and plugin. The base is
     ``foreign`` (it learned nothing of the tissue), ``unlabelled`` (its expression, but no label) or ``native`` (both).
-    On the first two the plugin learns faster and longer, the frozen head either way, whichever is right about more
-    validation cells.
+    On the first two the plugin learns faster and longer, on the first with experts that weigh more; the frozen head
+    learns either way, whichever is right about more validation cells.
     Goals: at least 2 points above the frozen head, at most 2 below logistic regression, blood 0.80, liver 0.89.
 ``incremental``
     A plugin without the unseen types gets one of them from n new cells, drawn three times: recall of the new type on

@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=PluginSettings.learning_rate)
     parser.add_argument("--experts", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--alpha", type=float, default=PluginSettings.alpha, help="what experts add is scaled by alpha / rank")
+    parser.add_argument(
+        "--alpha", type=float, default=PluginSettings.alpha, help="what experts add is scaled by alpha / rank"
+    )
     parser.add_argument("--classes", type=int, default=200, help="room of the head, reserved classes included")
     parser.add_argument("--no-promote", action="store_true", help="store the version only")
     add_arguments(parser)

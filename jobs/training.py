@@ -5,6 +5,7 @@ same command, as long as its run folder is there.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cellray.cluster import ray_session
 from cellray.errors import CellRayError
+
+_LOOKS_S = "0.25"
+"""How often the controller looks at the workers, each of which waits for it with every checkpoint: by default 2 s,
+longer than an epoch of some tens of cells takes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +44,7 @@ def trained(
 
     With ``on_gpus`` each worker has one where the cluster has any.
     """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOKS_S)
     with ray_session(given.address) as resources:
         trainer = TorchTrainer(
             worker,

@@ -193,8 +193,7 @@ def test_three_stages_and_both_modes(crafted, folder, job, tmp_path, capsys):
         assert row["support"] == float(made["count"] > 0)
     # Again, beside a dataset that cannot be read: what is there stays, and the other one fails alone.
     (tmp_path / "broken.h5ad").write_bytes(b"no file of this kind")
-    options = ["--mode", "reasoning", "--out", tmp_path / "reasons", "--max-tokens", 24]
-    assert ask(crafted, [*files, tmp_path / "broken.h5ad"], *options, failed=["broken"]) == (rows, facts)
+    assert ask(crafted, [*files, tmp_path / "broken.h5ad"], *reasoning, failed=["broken"]) == (rows, facts)
 
     rows, facts = ask(crafted, files, "--out", tmp_path / "direct")
     check(rows, facts)

@@ -89,7 +89,7 @@ def reinforce(
         actors = start_rollouts(config, gpus)
         start = GRPOInput(config, prompts, reward, actors, pad, given.runs.resolve() / name / "events")
         try:
-            with trained(grpo_worker, start, name, given, on_gpus=True) as folder:
+            with trained(grpo_worker, start, name, given) as folder:
                 policy = Policy(config)
                 restore(folder, {"trained": policy.trained()})
                 rows = pq.read_table(folder / FILE)

@@ -65,7 +65,7 @@ def langcell(config: PretrainConfig, given: argparse.Namespace) -> None:
         f" {len(training.terms.ids)} terms\n"
     )
     average = Average(Pretrainer(training).model, config.average_decay)
-    with trained(train_worker, training, config.name, given) as folder:
+    with trained(train_worker, training, config.name, given, on_gpus=False) as folder:
         restore(folder, {"average": average})
     checkpoints.save(given.out, replace(empty, state=average.model.state_dict()), torch.float16)
 
@@ -93,7 +93,7 @@ def scgpt(config: ScGPTPretrainConfig, given: argparse.Namespace) -> None:
     n_cells = int((~training.corpus.held_out).sum())
     sys.stdout.write(f"{n_cells} training cells, {training.corpus.genes.num_rows} genes\n")
     trainer = ScGPTPretrainer(training)
-    with trained(pretrain_worker, training, config.name, given, on_gpus=True) as folder:
+    with trained(pretrain_worker, training, config.name, given) as folder:
         restore(folder, {"best": trainer})
     checkpoints.save(given.out, checkpoint_of(training, trainer.base), torch.float16)
 
@@ -104,7 +104,7 @@ def puzzles(config: PuzzleLMConfig, given: argparse.Namespace) -> None:
     n_cells = sum(len(cells) for typed in training.sets for cells in typed.by_type.values())
     sys.stdout.write(f"{n_cells} training cells, {len(training.genes)} genes, {len(training.labels)} labels\n")
     trainer = PuzzleLMTrainer(training)
-    with trained(pretrain_puzzles_worker, training, config.name, given, on_gpus=True) as folder:
+    with trained(pretrain_puzzles_worker, training, config.name, given) as folder:
         restore(folder, {"best": trainer})
     save_puzzle_model(given.out, trainer)
 

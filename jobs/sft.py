@@ -77,7 +77,7 @@ def fine_tune(config: SFTConfig, dialogues: Sequence[Dialogue], given: argparse.
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     start = SFTInput(config, training, validation, pad)
     name = run_name("sft", config, (part.tobytes() for one in found for part in (one.prompt, one.said)))
-    with trained(sft_worker, start, name, given, on_gpus=True) as folder:
+    with trained(sft_worker, start, name, given) as folder:
         policy, course = Policy(config), Course()
         restore(folder, {"best": policy.trained(), "course": course})
     facts = {

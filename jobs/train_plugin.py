@@ -105,7 +105,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     )
     plugin, course = new_plugin(training), Course()
     name = run_name(tissue, base.digest, found.cells, vars(settings))
-    with trained(train_worker, training, name, given, on_gpus=True) as folder:
+    with trained(train_worker, training, name, given) as folder:
         restore(folder, {"best": plugin, "course": course})
     version = first_version(
         base, training, test, plugin.eval(), found, task=given.task, tissue=tissue, facts=course.facts()

@@ -38,11 +38,11 @@ def trained(
     name: str,
     given: argparse.Namespace,
     *,
-    on_gpus: bool = False,
+    on_gpus: bool = True,
 ) -> Iterator[Path]:
     """Train on the cluster, from the last checkpoint if there is one; yields the folder of the final state.
 
-    With ``on_gpus`` each worker has one where the cluster has any.
+    With ``on_gpus`` each worker has one where the cluster has any; without, none is asked for.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOKS_S)
     with ray_session(given.address) as resources:

@@ -63,7 +63,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     updating, judged = plan_update(base, old, found.cells, given.label, settings, given.hold_out)
     plugin = extended(updating.plugin)
     name = run_name(tissue, parent, found.cells, vars(settings))
-    with trained(update_worker, updating, name, given, on_gpus=True) as folder:
+    with trained(update_worker, updating, name, given) as folder:
         restore(folder, {"best": plugin})
     limits = Limits(given.margin, given.type_margin, given.least_recall)
     version, verdict = next_version(old, parent, updating, judged, plugin.eval(), limits)

@@ -24,6 +24,7 @@ from cellray.reasoner.prompt import INSTRUCTIONS
 from cellray.train.posttraining.craft import CraftConfig, lessons, read_examples
 from cellray.train.puzzle_tokens import gene_pieces, puzzle_tokenizer
 from jobs import craft
+from tests.killing import killed_worker
 
 TYPES = ["B cell", "NK cell", "T cell", "monocyte"]
 GENES = [f"G{number}" for number in range(16)]
@@ -137,9 +138,10 @@ def job(folder):
 
 @pytest.fixture(scope="module")
 def crafted(job, folder, ray):
-    """The trained model's folder, and what the job told."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
+    """The trained model's folder, and what the job told; a worker is killed meanwhile."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, killed_worker(folder / "runs") as killed:
         assert craft.main(job) == 0
+    assert killed
     told = json.loads(out.getvalue())
     return told["model"], told
 
@@ -191,9 +193,10 @@ def test_three_stages_and_both_modes(crafted, folder, job, tmp_path, capsys):
         assert made["expressed"]
         assert made["count"] == counts.loc[row["cell_id"], made["gene"]]
         assert row["support"] == float(made["count"] > 0)
-    # Again, beside a dataset that cannot be read: what is there stays, and the other one fails alone.
+    # Again in other shards, beside a dataset that cannot be read: the same rows, and the other one fails alone.
     (tmp_path / "broken.h5ad").write_bytes(b"no file of this kind")
-    assert ask(crafted, [*files, tmp_path / "broken.h5ad"], *reasoning, failed=["broken"]) == (rows, facts)
+    options = ["--mode", "reasoning", "--out", tmp_path / "reasons", "--max-tokens", 24]
+    assert ask(crafted, [*files, tmp_path / "broken.h5ad"], *options, failed=["broken"]) == (rows, facts)
 
     rows, facts = ask(crafted, files, "--out", tmp_path / "direct")
     check(rows, facts)

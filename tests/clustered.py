@@ -69,7 +69,7 @@ def cluster(workers: int, cpus: int, **environment: str) -> Iterator[Running]:
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **environment,
     }

@@ -18,6 +18,10 @@ hypothesis.settings.load_profile("cellray")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+# Every process that a test starts begins with tests/startup, which says what for.
+STARTUP = str(Path(__file__).parent / "startup")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [STARTUP, os.environ.get("PYTHONPATH")]))
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:

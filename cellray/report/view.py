@@ -57,12 +57,17 @@ def _umap(sample: np.ndarray, seed: int) -> np.ndarray:
     distances, neighbors = NearestNeighbors(n_neighbors=k).fit(sample).kneighbors(sample)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from umap import UMAP, umap_
+        from umap import UMAP, layouts, umap_
 
-        # Compiled once a machine and not seven seconds in every worker; without a place to keep it, as before.
-        for kernel in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
-            with contextlib.suppress(RuntimeError):
-                kernel.enable_caching()
+        # Compiled once a machine and not seven seconds in every worker; as before without a place to keep it, and if
+        # another version of UMAP has other names.
+        for module, kernel in (
+            (umap_, "smooth_knn_dist"),
+            (umap_, "compute_membership_strengths"),
+            (layouts, "_nb_optimize_layout_euclidean_single_epoch"),
+        ):
+            with contextlib.suppress(RuntimeError, AttributeError):
+                getattr(module, kernel).enable_caching()
         # Exact neighbours are cheap for a sample and spare the minute that UMAP's own search takes to compile.
         knn = (neighbors, distances.astype(np.float32))
         layout = UMAP(n_neighbors=k, precomputed_knn=knn, random_state=seed, n_jobs=1).fit_transform(sample)

@@ -4,7 +4,9 @@ Contract: ``whole`` is a call of all workers together, in the same order, where 
 pass through. Losses and steps are those of workers that hold everything. It knows nothing of what is trained.
 """
 
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +25,8 @@ def share(module: nn.Module, parts: Iterable[nn.Module], world: int, device: tor
 
 def is_shared(module: nn.Module) -> bool:
     """Return whether ``share`` was given ``module`` or something in it."""
-    from torch.distributed.fsdp import FSDPModule
-
-    return any(isinstance(one, FSDPModule) for one in module.modules())
+    fsdp = _loaded("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(one, fsdp.FSDPModule) for one in module.modules())
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -48,6 +49,10 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def _is_part(tensor: Tensor) -> bool:
-    from torch.distributed.tensor import DTensor
+    parts = _loaded("torch.distributed.tensor")
+    return parts is not None and isinstance(tensor, parts.DTensor)
 
-    return isinstance(tensor, DTensor)
+
+def _loaded(module: str) -> Any:
+    """Return a module that only ``share`` needs, or None: where nothing has loaded it, a second, nothing is shared."""
+    return sys.modules.get(module)

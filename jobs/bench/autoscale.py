@@ -7,7 +7,8 @@ they are told to stop. Printed as JSON:
     From the start of the load until another replica was started, and until it took requests. Ray Serve decides when
     the mean load of ``look_back_s`` was too high for ``upscale_delay_s``.
 ``downscale_s``
-    From the end of the load until there were as few replicas as before it.
+    From when clients no longer asked until there were as few replicas as before the load. Their last answers may come
+    later: a replica that has just started takes seconds for its first.
 ``update_s``, ``requests_during_update``
     A change of the app's arguments, which replaces every replica, under load.
 ``failed``
@@ -89,7 +90,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 upscale = clocked(lambda: replicas() > before, given.limit_s)
                 running = upscale + clocked(lambda: replicas("RUNNING") > before, given.limit_s)
                 most = replicas("RUNNING")
-            downscale = clocked(lambda: replicas() == before, given.limit_s)
+                load.stop()
+                downscale = clocked(lambda: replicas() == before, given.limit_s)
             after = replicas("RUNNING")
             changed = build_app(app.model_copy(update={"min_genes": 6}))
             with Load(url, body, given.clients) as updated:
@@ -144,9 +146,13 @@ class Load:
             thread.start()
         return self
 
+    def stop(self) -> None:
+        """Let no client ask again."""
+        self._stop.set()
+
     def __exit__(self, *_: object) -> None:
         """Stop, once every client has its answer."""
-        self._stop.set()
+        self.stop()
         for thread in self._threads:
             thread.join()
 

@@ -322,7 +322,10 @@ def check_vllm() -> None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Import without the collector of cycles, which takes two seconds to look through vLLM's modules meanwhile."""
+    """Import without the collector of cycles, and keep what is imported out of its sight until ``close``.
+
+    Looking through vLLM's modules takes it two seconds.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:

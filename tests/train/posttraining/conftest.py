@@ -1,9 +1,8 @@
-"""A language model of some ten thousand weights, puzzles in its words, and what GRPO's job makes of it."""
+"""A language model of some ten thousand weights, and puzzles in its words."""
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from cellray.puzzles import records
@@ -74,21 +73,3 @@ def solved(tmp_path_factory):
     path = tmp_path_factory.mktemp("solved") / "train.parquet"
     records.write(str(path), made_up(48))
     return path
-
-
-@pytest.fixture(scope="session")
-def practised(ray, tiny_lm, solved, tmp_path_factory):
-    """The folder of a finished ``jobs.grpo``, with two workers that share the weights and were killed meanwhile."""
-    from jobs import grpo  # the tests of GPUs run without Ray
-    from tests.killing import killed_worker
-
-    folder = tmp_path_factory.mktemp("grpo")
-    # Rewards are all equal here: with all weights it is the decay that begins to move them.
-    shared = {"micro": 2, "sharded": True, "adapter": None, "weight_decay": 0.1}
-    told = {**SMALL_GRPO, "model": str(tiny_lm), "puzzles": [str(solved)], "save_steps": 1, "updates": 2, **shared}
-    (folder / "config.yaml").write_text(yaml.safe_dump(told))
-    given = ["--config", folder / "config.yaml", "--out", folder / "out", "--runs", folder / "runs"]
-    with killed_worker(folder / "runs") as killed:
-        assert grpo.main([str(one) for one in (*given, "--workers", 2, "--threads", 1)]) == 0
-    assert killed
-    return folder

@@ -114,14 +114,14 @@ def test_a_teacher_that_times_out_is_asked_again_by_the_next_run(tmp_path, monke
     server.shutdown()
 
 
-@pytest.mark.timeout(600)
-def test_a_teacher_on_an_engine(practised, tmp_path):
-    """GRPO's model, which knows nothing: asked, nothing accepted; a prompt longer than its context is counted."""
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray")
+def test_a_teacher_on_an_engine(tiny_lm, tmp_path, capsys):
+    """A model that knows nothing: asked, nothing accepted; a prompt longer than its context is counted."""
     long = Puzzle("x ", (("G1",) * 200, ("G2",)), ("B cell", "T cell"), ("B cell", "T cell"))
     records.write(str(tmp_path / "puzzles.parquet"), [*made_up(3, sizes=(2,)), long])
-    given = [str(tmp_path / "puzzles.parquet"), "--model", str(practised / "out" / "model")]
-    given += ["--out", str(tmp_path / "out"), "--candidates", "2", "--max-tokens", "16", "--json"]
-    assert distill.main(given) == 0
+    given = [str(tmp_path / "puzzles.parquet"), "--model", str(tiny_lm), "--out", str(tmp_path / "out")]
+    assert distill.main([*given, "--candidates", "2", "--max-tokens", "16", "--json"]) == 0
     told = json.loads((tmp_path / "out" / "acceptance.json").read_text())
     assert (told["accepted"], told["failed"], told["invalid"]) == (0, 0, 1)
     assert "tokens" in told["first_error"]

@@ -24,6 +24,8 @@ value and the way out. Anything else is a bug and keeps its stack trace.
         ├── GeneError          gene identifiers cannot be matched to the model
         ├── EncodeError        the model failed on a shard
         ├── RefineError        GRIT failed
+        ├── NoLabelError       every cell was rejected
+        ├── InternalError      a bug: the trace is kept in the dataset's error.json
         └── WriteError         an output could not be written
     Terminated                 exit code 143: SIGTERM; the same command goes on from there
 
@@ -134,6 +136,21 @@ class EncodeError(DatasetError):
 
 class RefineError(DatasetError):
     """Refinement failed."""
+
+
+class NoLabelError(DatasetError):
+    """Every cell of the dataset was rejected, so that it has no label at all."""
+
+
+class InternalError(DatasetError):
+    """A bug of ours or of a library stopped the dataset; ``trace`` is its traceback."""
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[type["InternalError"], tuple[str, str]]:
+        return type(self), (str(self), self.trace)
 
 
 class WriteError(DatasetError):

@@ -32,7 +32,7 @@ _OF_SCORES = {
     "shard_cells",
     "batch_tokens",
 }
-
+_OF_SCORES_IF_GIVEN = {"genome", "round", "allow_normalised"}
 
 _OF_REASONING = {"reason", "reason_share", "reason_margin", "reason_seed", "donor_key"}
 
@@ -111,6 +111,10 @@ class AnnotateSettings(RefineSettings):
     seed: int = 0
     layer: str | None = None
     gene_key: str | None = None
+    genome: str | None = Field(default=None, description="of several in one file; None: the human one")
+    round: bool = Field(default=False, description="decimals of the named layer are rounded to whole counts")
+    allow_normalised: bool = Field(default=False, description="take log-normalised values where counts are lost")
+    cluster_key: str | None = Field(default=None, description="obs column of clusters that get one label each")
     min_genes: int = Field(default=20, ge=1)
     shard_cells: int = Field(default=8192, ge=1, le=1 << 20)
     batch_tokens: int = Field(default=32768, ge=1)
@@ -118,7 +122,10 @@ class AnnotateSettings(RefineSettings):
     address: str | None = None
 
     @model_validator(mode="after")
-    def _plugins(self) -> Self:
+    def _together(self) -> Self:
+        if self.round and self.layer is None:
+            msg = "round turns decimals of a layer that you name into counts; give --layer too"
+            raise ValueError(msg)
         if self.tissue is not None and self.plugins is None:
             msg = f"tissue {self.tissue!r} chooses among plugins; give their registry with --plugins too"
             raise ValueError(msg)
@@ -126,6 +133,10 @@ class AnnotateSettings(RefineSettings):
             msg = "plugins have classes of their own; leave --labels away, and use annotate, not embed"
             raise ValueError(msg)
         return self
+
+    def beside(self) -> dict[str, Literal["obs", "obsm", "obsp"]]:
+        """Return the keys that every dataset must have, and where."""
+        return {**super().beside(), **({} if self.cluster_key is None else {self.cluster_key: "obs"})}
 
     @classmethod
     def checked(cls, **values: Any) -> Self:
@@ -140,6 +151,8 @@ class AnnotateSettings(RefineSettings):
         ``label_texts`` are (name, text) in column order, ``plugins`` the digests of those that take part.
         """
         known = {**self.model_dump(include=_OF_SCORES), "model": model_digest, "labels": label_texts}
+        # A setting that is not given is left out, so that scores of a time before there was one stay good.
+        known |= {name: value for name, value in self.model_dump(include=_OF_SCORES_IF_GIVEN).items() if value}
         # Without plugins the key is what it was before there were any, so that earlier scores stay good.
         return _hash({**known, "schema": SCHEMA_VERSION, **({"plugins": list(plugins)} if plugins else {})})
 
@@ -148,7 +161,9 @@ class AnnotateSettings(RefineSettings):
 
         ``reasoner`` is the digest of the language model, or where it is served.
         """
-        return _hash({**self.refining(), "scores": scoring_key, **({"reason": reasoner} if self.reason else {})})
+        extra = {"reason": reasoner} if self.reason else {}
+        extra |= {"cluster_key": self.cluster_key} if self.cluster_key else {}
+        return _hash({**self.refining(), "scores": scoring_key, **extra})
 
     def refining(self) -> dict[str, Any]:
         """Return the settings that matter to refinement, as JSON values."""

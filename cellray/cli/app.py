@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from cellray import __version__
+from cellray.cli.export import export
 from cellray.cli.plugins import plugins_app
 from cellray.cli.puzzles import puzzles_app
 from cellray.cli.reason import reason
@@ -38,6 +39,14 @@ _Inputs = Annotated[
 _Model = Annotated[str, typer.Option(help="`mini` (bundled), or a model folder: path or s3://")]
 _Layer = Annotated[str | None, typer.Option(help="layer with the raw counts; found by itself otherwise")]
 _GeneKey = Annotated[str | None, typer.Option(help="var column with gene ids or symbols; found by itself otherwise")]
+_Genome = Annotated[
+    str | None, typer.Option(help="genome of files that hold several, e.g. GRCh38; default: the human one")
+]
+_Round = Annotated[bool, typer.Option("--round", help="round the decimals of --layer to whole counts")]
+_AllowNormalised = Annotated[
+    bool, typer.Option("--allow-normalised", help="take log-normalised values where counts cannot be recovered")
+]
+_ClusterKey = Annotated[str | None, typer.Option(help="obs column of clusters: each gets one label, with its share")]
 _MinGenes = Annotated[int, typer.Option(help="a cell with fewer known genes is rejected")]
 _ShardCells = Annotated[int, typer.Option(help="cells of one unit of work")]
 _Encoders = Annotated[int | None, typer.Option(help="encoder actors; default one a GPU, else one for four CPUs")]
@@ -106,6 +115,10 @@ def annotate(
     donor_key: _DonorKey = None,
     layer: _Layer = None,
     gene_key: _GeneKey = None,
+    genome: _Genome = None,
+    round_values: _Round = False,
+    allow_normalised: _AllowNormalised = False,
+    cluster_key: _ClusterKey = None,
     min_genes: _MinGenes = 20,
     shard_cells: _ShardCells = 8192,
     encoders: _Encoders = None,
@@ -140,6 +153,10 @@ def annotate(
         donor_key=donor_key,
         layer=layer,
         gene_key=gene_key,
+        genome=genome,
+        round=round_values,
+        allow_normalised=allow_normalised,
+        cluster_key=cluster_key,
         min_genes=min_genes,
         shard_cells=shard_cells,
         encoders=encoders,
@@ -181,6 +198,9 @@ def embed(
         precision=precision,
         layer=layer,
         gene_key=gene_key,
+        genome=genome,
+        round=round_values,
+        allow_normalised=allow_normalised,
         min_genes=min_genes,
         shard_cells=shard_cells,
         encoders=encoders,
@@ -242,6 +262,9 @@ def inspect(
     model: _Model = "mini",
     layer: _Layer = None,
     gene_key: _GeneKey = None,
+    genome: _Genome = None,
+    round_values: _Round = False,
+    allow_normalised: _AllowNormalised = False,
     min_genes: _MinGenes = 20,
     as_json: Json = False,
 ) -> None:
@@ -343,6 +366,7 @@ def convert_model(
 
 
 app.command()(reason)
+app.command()(export)
 
 
 def main() -> None:

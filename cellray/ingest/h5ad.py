@@ -5,24 +5,51 @@ beside ``X`` (before); a table may be a group of columns or one compound array; 
 in ``__categories``. It does not use the ``anndata`` package, which reads whole tables.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import sparse
 
 from cellray.ingest import matrix as matrices
 from cellray.ingest import tree
+from cellray.ingest.formats import MODALITIES
 from cellray.ingest.matrix import Entries, Matrix
 from cellray.ingest.reader import INDEX, LAYERS, RAW, Beside, Reader, X
 
 _LEGACY_CATEGORIES = "__categories"
+_TYPE_KEYS = ("feature_types", "feature_type", "modality", "feature_biotype")
+_GENOME_KEYS = ("genome", "genomes")
+_RNA = ("rna", "gex", "gene expression", "gene_expression", "transcriptome", "counts")
+
+
+def modality(root: tree.Group) -> tuple[tree.Group, list[str]]:
+    """Return the AnnData tree with the gene expression of a MuData tree and what was chosen; an AnnData tree as it is.
+
+    Raises
+    ------
+    ValueError
+        If no modality is called like one of gene expression.
+    """
+    inside = tree.find(root, MODALITIES)
+    if inside is None or (tree.find(root, "var") is not None and tree.find(root, "X") is not None):
+        return root, []
+    names = sorted(inside)
+    name = next((name for wanted in _RNA for name in names if name.lower() == wanted), None)
+    if name is None:
+        msg = (
+            f"no modality is called 'rna' (there are: {', '.join(names) or 'none'}); write the one with the counts "
+            "to a file of its own: mdata.mod[NAME].write_h5ad"
+        )
+        raise tree.RefusedError(msg)
+    others = [one for one in names if one != name]
+    return tree.need(inside, name), [f"modality {name!r} is read; left out: {', '.join(others)}"] if others else []
 
 
 class AnnDataReader(Reader):
-    """Reader of one AnnData tree."""
+    """Reader of one AnnData tree; ``notes`` are what was decided before it was opened."""
 
-    def __init__(self, root: tree.Group) -> None:
-        self._root = root
+    def __init__(self, root: tree.Group, notes: Sequence[str] = ()) -> None:
+        self._root, self._notes = root, list(notes)
         self._obs = _Table(tree.need(root, "obs"))
         self.n_cells = self._obs.length()
         self._raw = "raw/" if tree.find(root, "raw/X") is not None else "raw."
@@ -51,6 +78,34 @@ class AnnDataReader(Reader):
         """One column of the layer's gene table."""
         var = self._var(layer)
         return var.read(var.index if key == INDEX else key, 0, var.length())
+
+    def feature_types(self, layer: str) -> list[str] | None:
+        """Return what each column is, where a column of the gene table says so in words that are no biotype."""
+        return self._of_columns(layer, _TYPE_KEYS)
+
+    def genomes(self, layer: str) -> list[str] | None:
+        """Return the genome of each column, as scanpy keeps it of a 10x file."""
+        return self._of_columns(layer, _GENOME_KEYS)
+
+    def notes(self) -> list[str]:
+        """Return what was decided for the user when the file was opened."""
+        return self._notes
+
+    def _of_columns(self, layer: str, keys: Sequence[str]) -> list[str] | None:
+        """Return a text column of the layer's gene table; of ``raw.X`` that of ``var`` where its own has none."""
+        table = self._var(layer)
+        there = table.text_columns()
+        key = next((key for key in keys if key in there), None)
+        if key is not None:
+            return table.read(key, 0, table.length())
+        if layer != RAW or tree.find(self._root, "var") is None:
+            return None
+        main = self._var(X)
+        key = next((key for key in keys if key in main.text_columns()), None)
+        if key is None:
+            return None
+        said = dict(zip(main.read(main.index, 0, main.length()), main.read(key, 0, main.length()), strict=True))
+        return [said.get(name, "") for name in self.gene_names(layer, INDEX)]
 
     def cell_names(self, start: int, stop: int) -> list[str]:
         """Names of cells ``start`` to ``stop``."""
@@ -81,6 +136,13 @@ class AnnDataReader(Reader):
 
     def beside(self, kind: Beside, key: str) -> sparse.csr_matrix:
         """One entry of ``obsm`` or ``obsp``."""
+        node = tree.need(self._root, f"{kind}/{key}")
+        if tree.attribute(node, "encoding-type") == "dataframe":
+            msg = (
+                f"{kind}[{key!r}] is a table of columns and no matrix; store its numbers: "
+                f"adata.{kind}[{key!r}] = adata.{kind}[{key!r}].to_numpy()"
+            )
+            raise tree.RefusedError(msg)
         found = matrices.describe(self._root, f"{kind}/{key}")
         if found.n_cells != self.n_cells or found.layout == "csc":
             msg = f"{kind}/{key} is {found.layout} of {found.n_cells} rows; wanted dense or csr of {self.n_cells} cells"

@@ -1,35 +1,38 @@
 """What will be read from a dataset and why, decided once and then followed by every worker.
 
-Contract: ``inspect_dataset`` opens a dataset, checks its structure, finds the raw counts and the gene column, and
-returns a small picklable ``DatasetPlan``. It looks at a sample of the values and at all names, never at all values:
-cells are judged as they are read.
+Contract: ``inspect_dataset`` opens a dataset, checks its structure, finds the raw counts, the columns that are gene
+expression and the column of gene names, and returns a small picklable ``DatasetPlan``. It looks at a sample of the
+values and at all names, never at all values: cells are judged as they are read.
 
-- Raw counts: ``layers/counts``, then ``raw.X``, then ``X``; the first whose sampled values are integers (99 % of the
-  positive finite ones) wins.
-- Genes: of the index and all text columns of the matching gene table, the one that reaches most of the model's genes;
-  of equals, one with Ensembl ids.
+Genes: of the index and all text columns of the matching gene table, the one that reaches most of the model's genes; one
+with Ensembl ids unless another reaches more than 1 % more, for symbols are also names of proteins.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cellray import storage
-from cellray.errors import CountsError, GeneError, MissingKeyError
+from cellray.errors import GeneError, MissingKeyError
 from cellray.ingest import tree
+from cellray.ingest.features import expression_columns
+from cellray.ingest.gene_hints import gene_hint
 from cellray.ingest.genes import GeneIndex, GeneMatch
+from cellray.ingest.layers import Layer, choose_layer
 from cellray.ingest.matrix import Matrix
 from cellray.ingest.names import find_renamed
-from cellray.ingest.reader import COUNTS, LAYERS, RAW, Reader, X, open_dataset
+from cellray.ingest.reader import Reader, open_dataset
 from cellray.ingest.sources import DatasetSource
+from cellray.ingest.values import Conversion
 
-MIN_INTEGERS = 0.99
 MIN_OVERLAP = 0.10
 GOOD_OVERLAP = 0.50
+FEW_GENES = 0.20
+"""A dataset with a smaller share of the model's genes is warned of, however complete its own panel is."""
 
-_SAID = {COUNTS: "layers['counts']"}
+_AHEAD = 1.01
+_TYPICAL_CELLS = 256
+_LOOKED_AT_CELLS = 2000
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class DatasetPlan:
     source, content_hash
         What is read, and the hash of its content.
     n_cells, n_columns
-        Rows and gene columns of the chosen matrix.
+        Cells, and columns of gene expression.
     layer, layer_reason
         The chosen matrix (``X``, ``raw.X`` or ``layers/<name>``) and why, in words.
     gene_key, gene_kind, slots
@@ -60,10 +63,16 @@ class DatasetPlan:
         Distinct model genes found, absolutely and as a share of what could have been found.
     renamed
         Sorted uint64 hashes of the cell names that must be made unique.
+    notes, warnings
+        What was decided for the user, and what is likely wrong, a sentence each.
     matrix, staged
         Where the values lie, in the file and in the row-readable copy if there is one.
+    kept
+        int64[n_columns] the matrix's columns that are gene expression; None where all are.
+    conversion
+        What is done to the values.
     integers
-        Whether a cell with other values is bad.
+        Whether a cell with other values than whole numbers is bad.
     """
 
     source: DatasetSource
@@ -82,11 +91,18 @@ class DatasetPlan:
     matrix: Matrix
     staged: Staged | None = None
     integers: bool = True
+    notes: tuple[str, ...] = ()
+    kept: np.ndarray | None = None
+    conversion: Conversion = Conversion.NONE
 
     @property
     def layout(self) -> str:
         """How the values are read: ``csr``, ``csc``, ``dense``, ``mtx``, or ``staged`` from the row-readable copy."""
         return self.matrix.layout if self.staged is None else "staged"
+
+    def of_genes(self, names: list[str]) -> list[str]:
+        """Return those of a column of the file's gene table that belong to the kept columns."""
+        return names if self.kept is None else [names[column] for column in self.kept]
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain JSON values, the same before and after staging."""
@@ -100,11 +116,13 @@ class DatasetPlan:
             "layer": self.layer,
             "layer_reason": self.layer_reason,
             "layout": self.matrix.layout,
+            "conversion": str(self.conversion),
             "gene_key": self.gene_key,
             "gene_kind": self.gene_kind,
             "n_genes_known": self.n_genes_known,
             "overlap": round(self.overlap, 4),
             "n_renamed": len(self.renamed),
+            "notes": list(self.notes),
             "warnings": list(self.warnings),
         }
 
@@ -116,6 +134,8 @@ def inspect_dataset(
     layer: str | None = None,
     gene_key: str | None = None,
     integers: bool = True,
+    round_values: bool = False,
+    allow_normalised: bool = False,
 ) -> DatasetPlan:
     """Decide how to read ``source`` for a model with ``genes``.
 
@@ -127,6 +147,10 @@ def inspect_dataset(
         The gene column: ``index`` or a column of the gene table; None to find it.
     integers
         Whether values must be raw counts. Where only their order in a cell matters, a named ``layer`` may hold others.
+    round_values
+        Whether the decimals of a named ``layer`` are rounded to counts.
+    allow_normalised
+        Whether proportions are taken where there are no counts and they cannot be computed back.
 
     Raises
     ------
@@ -135,105 +159,117 @@ def inspect_dataset(
     CountsError
         If there are no raw counts, or ``layer`` holds none.
     MissingKeyError
-        If ``layer`` or ``gene_key`` is not in the file.
+        If ``layer``, ``gene_key`` or the genome is not in the file.
     GeneError
-        If fewer than 10 % of the genes that could be known are.
+        If fewer than 10 % of the genes that could be known are, or nothing is gene expression.
     """
     uri = source.uri
     with tree.reading(uri):
-        content_hash = storage.content_hash(uri)
-    with open_dataset(source) as reader:
-        name, matrix, reason = _choose_layer(reader, uri, layer, integers=integers)
-        key, match = _choose_genes(reader, uri, name, genes, gene_key)
-        overlap = match.n_known / max(1, min(matrix.n_columns, genes.n_genes))
-        renamed = find_renamed(reader)
-    found = f"{match.n_known:,} of the model's {genes.n_genes:,} genes are among its {matrix.n_columns:,} columns"
+        content_hash = source.content_hash()
+    try:
+        with open_dataset(source) as reader:
+            return _plan(
+                source,
+                content_hash,
+                reader,
+                genes,
+                choose_layer(
+                    reader,
+                    uri,
+                    layer,
+                    integers=integers,
+                    round_values=round_values,
+                    allow_normalised=allow_normalised,
+                ),
+                gene_key,
+            )
+    except (GeneError, MissingKeyError) as error:
+        if uri in str(error):
+            raise
+        raise type(error)(f"{uri}: {error}") from error
+
+
+def _plan(
+    source: DatasetSource, content_hash: str, reader: Reader, genes: GeneIndex, chosen: Layer, gene_key: str | None
+) -> DatasetPlan:
+    kept, left_out = expression_columns(reader, chosen.name, source.genome)
+    key, match = _choose_genes(reader, chosen.name, genes, gene_key, kept)
+    n_columns = chosen.matrix.n_columns if kept is None else len(kept)
+    overlap = match.n_known / max(1, min(n_columns, genes.n_genes))
     if overlap < MIN_OVERLAP or match.n_known == 0:
-        how = f"gene key {key!r}, read as {match.kind}"
-        msg = f"{uri}: only {found} ({how}); pass --gene-key with the column of Ensembl ids or symbols"
+        names = _of(kept, reader.gene_names(chosen.name, key))
+        hint = gene_hint(names, reader.cell_names(0, min(reader.n_cells, _LOOKED_AT_CELLS)), genes)
+        found = f"{match.n_known:,} of the model's {genes.n_genes:,} genes are among its {n_columns:,} columns"
+        msg = f"only {found} (gene key {key!r}, read as {match.kind}); {hint}"
         raise GeneError(msg)
-    warnings = (f"{uri}: {found} ({overlap:.0%} of what could be)",) if overlap < GOOD_OVERLAP else ()
     return DatasetPlan(
         source=source,
         content_hash=content_hash,
-        n_cells=matrix.n_cells,
-        n_columns=matrix.n_columns,
-        layer=name,
-        layer_reason=reason,
+        n_cells=chosen.matrix.n_cells,
+        n_columns=n_columns,
+        layer=chosen.name,
+        layer_reason=chosen.reason,
         gene_key=key,
         gene_kind=match.kind,
         slots=match.slots,
         n_genes_known=match.n_known,
         overlap=overlap,
-        renamed=renamed,
-        warnings=warnings,
-        matrix=matrix,
-        integers=integers,
+        renamed=find_renamed(reader),
+        warnings=_overlap_warning(reader, source.uri, chosen, match, genes.n_genes, overlap, kept),
+        matrix=chosen.matrix,
+        integers=chosen.integers,
+        notes=(*reader.notes(), *left_out, *chosen.notes),
+        kept=kept,
+        conversion=chosen.conversion,
     )
 
 
-def _choose_layer(reader: Reader, uri: str, wanted: str | None, *, integers: bool) -> tuple[str, Matrix, str]:
-    present = reader.layers()
-    if wanted is not None:
-        name = next((name for name in _spellings(wanted) if name in present), None)
-        if name is None:
-            msg = f"{uri}: no layer {wanted!r} (has: {', '.join(present) or 'none'}); pass one of these to --layer"
-            raise MissingKeyError(msg)
-        matrix = reader.matrix(name)
-        if not integers:
-            return name, matrix, f"{name}: as asked; values taken as they are"
-        share, n_sampled = _integer_share(reader.sample(matrix))
-        if share < MIN_INTEGERS:
-            has = ", ".join(present)
-            msg = f"{uri}: layer {wanted!r} {_verdict(share, n_sampled)}; pass --layer with raw counts (has: {has})"
-            raise CountsError(msg)
-        return name, matrix, f"{name}: as asked; {_evidence(share, n_sampled)}"
-    failed = []
-    for name in (COUNTS, RAW, X):
-        if name in present:
-            matrix = reader.matrix(name)
-            share, n_sampled = _integer_share(reader.sample(matrix))
-            if share >= MIN_INTEGERS:
-                return name, matrix, f"{name}: {_evidence(share, n_sampled)}"
-            failed.append(f"{name} {_verdict(share, n_sampled)}")
-        else:
-            failed.append(f"no {_SAID.get(name, name)}")
-    others = [name for name in present if name not in (COUNTS, RAW, X)]
-    also = f" (there is also {', '.join(others)})" if others else ""
-    msg = f"{uri}: no raw counts: {', '.join(reversed(failed))}{also}; pass --layer with the name of the raw counts"
-    raise CountsError(msg)
+def _of(kept: np.ndarray | None, names: list[str]) -> list[str]:
+    return names if kept is None else [names[column] for column in kept]
 
 
-def _spellings(wanted: str) -> Iterator[str]:
-    yield RAW if wanted == "raw" else wanted
-    yield f"{LAYERS}{wanted}"
+def _overlap_warning(
+    reader: Reader,
+    uri: str,
+    chosen: Layer,
+    match: GeneMatch,
+    n_genes: int,
+    overlap: float,
+    kept: np.ndarray | None,
+) -> tuple[str, ...]:
+    """Warn of a dataset that has little of what the model needs, with the share of a typical cell's counts."""
+    of_model = match.n_known / max(1, n_genes)
+    if of_model >= FEW_GENES and overlap >= GOOD_OVERLAP:
+        return ()
+    counted = ""
+    if chosen.matrix.layout in ("csr", "dense") and reader.n_cells:
+        block = reader.rows(chosen.matrix, 0, min(_TYPICAL_CELLS, reader.n_cells))
+        block = block if kept is None else block[:, kept]
+        total = block.sum(axis=1).A1
+        known = block[:, np.flatnonzero(match.slots >= 0)].sum(axis=1).A1
+        usable = np.isfinite(total) & (total > 0)
+        if usable.any():
+            counted = f", with {np.median(known[usable] / total[usable]):.0%} of a typical cell's counts"
+    return (
+        f"{uri}: {match.n_known:,} of the model's {n_genes:,} genes ({of_model:.1%}) are there{counted}; "
+        "labels of cells with few known genes are unsure, and cells below --min-genes are rejected",
+    )
 
 
-def _integer_share(values: np.ndarray) -> tuple[float, int]:
-    """Return the share of integers among the finite positive ``values`` and their number; of none the share is 0."""
-    positive = values[np.isfinite(values) & (values > 0)]
-    return (float(np.mean(positive == np.rint(positive))) if len(positive) else 0.0), len(positive)
-
-
-def _evidence(share: float, n_sampled: int) -> str:
-    return f"{100 * share:.4g} % of {n_sampled:,} sampled values are integers"
-
-
-def _verdict(share: float, n_sampled: int) -> str:
-    if not n_sampled:
-        return "is empty"
-    return f"holds {int(100 * share)} % integers (looks normalised)"
-
-
-def _choose_genes(reader: Reader, uri: str, layer: str, genes: GeneIndex, wanted: str | None) -> tuple[str, GeneMatch]:
+def _choose_genes(
+    reader: Reader, layer: str, genes: GeneIndex, wanted: str | None, kept: np.ndarray | None
+) -> tuple[str, GeneMatch]:
     keys = reader.gene_keys(layer)
     if wanted is not None:
         if wanted not in keys:
-            msg = (
-                f"{uri}: gene column {wanted!r} is not there (has: {', '.join(keys)}); pass one of these to --gene-key"
-            )
+            msg = f"gene column {wanted!r} is not there (has: {', '.join(keys)}); pass one of these to --gene-key"
             raise MissingKeyError(msg)
         keys = [wanted]
-    matches = {key: genes.match(reader.gene_names(layer, key)) for key in keys}
-    best = max(matches, key=lambda key: (matches[key].n_known, matches[key].kind == "ensembl"))
+    matches = {key: genes.match(_of(kept, reader.gene_names(layer, key))) for key in keys}
+
+    def worth(key: str) -> tuple[float, bool]:
+        match = matches[key]
+        return match.n_known * (_AHEAD if match.kind == "ensembl" else 1), match.kind == "ensembl"
+
+    best = max(matches, key=worth)
     return best, matches[best]

@@ -47,6 +47,18 @@ class Reader(ABC):
     def gene_names(self, layer: str, key: str) -> list[str]:
         """One column of the layer's gene table, a name per matrix column."""
 
+    def feature_types(self, layer: str) -> list[str] | None:
+        """Return what each column of the layer is, such as ``Gene Expression``; None where the file does not say."""
+        return None
+
+    def genomes(self, layer: str) -> list[str] | None:
+        """Return the genome that each column of the layer is of; None where the file does not say."""
+        return None
+
+    def notes(self) -> list[str]:
+        """Return what was decided for the user when the file was opened, a sentence each."""
+        return []
+
     @abstractmethod
     def cell_names(self, start: int, stop: int) -> list[str]:
         """Names of cells ``start`` to ``stop`` as they are in the file: perhaps empty, perhaps not unique."""
@@ -79,15 +91,38 @@ class Reader(ABC):
 @contextmanager
 def open_dataset(source: DatasetSource) -> Iterator[Reader]:
     """Open a dataset; whatever is wrong with the file, then or while reading, is a ``ReadError`` naming it."""
-    from cellray.ingest.h5ad import AnnDataReader
-    from cellray.ingest.tenx import MtxReader, TenxReader
+    uri = source.uri
+    with tree.reading(uri), ExitStack() as stack:
+        yield _reader(source, stack)
 
-    with tree.reading(source.uri), ExitStack() as stack:
-        if source.kind == "h5ad":
-            yield AnnDataReader(stack.enter_context(tree.open_hdf5(source.uri)))
-        elif source.kind == "zarr":
-            yield AnnDataReader(stack.enter_context(tree.open_zarr(source.uri)))
-        elif source.kind == "10x_h5":
-            yield TenxReader(stack.enter_context(tree.open_hdf5(source.uri)))
-        else:
-            yield MtxReader(source.uri)
+
+def _reader(source: DatasetSource, stack: ExitStack) -> Reader:
+    """Open the file or folder with the reader of its format."""
+    uri, kind = source.uri, source.kind
+    if kind in ("h5ad", "h5mu", "zarr", "zarr_zip"):
+        from cellray.ingest.h5ad import AnnDataReader, modality
+
+        openers = {"zarr": tree.open_zarr, "zarr_zip": tree.open_zarr_zip}
+        return AnnDataReader(*modality(stack.enter_context(openers.get(kind, tree.open_hdf5)(uri))))
+    if kind == "10x_h5":
+        from cellray.ingest.tenx import TenxReader
+
+        return TenxReader(stack.enter_context(tree.open_hdf5(uri)), source.genome)
+    if kind == "10x_mtx":
+        from cellray.ingest.market import MarketReader, read_folder
+
+        return MarketReader(dict(source.files) or read_folder(uri))
+    if kind == "loom":
+        from cellray.ingest.loom import LoomReader
+
+        return LoomReader(stack.enter_context(tree.open_hdf5(uri)))
+    if kind == "table":
+        from cellray.ingest.table import TableReader
+
+        return TableReader(uri)
+    from cellray.ingest.memory import AnnDataSource, MemoryReader
+
+    if not isinstance(source, AnnDataSource):
+        msg = f"{uri}: a dataset of kind {kind!r} has no reader"
+        raise TypeError(msg)
+    return MemoryReader(source)

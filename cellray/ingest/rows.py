@@ -14,12 +14,13 @@ from cellray.ingest.names import unique_names
 from cellray.ingest.plan import DatasetPlan
 from cellray.ingest.reader import open_dataset
 from cellray.ingest.staging import needs_staging, read_staged
+from cellray.ingest.values import converted
 from cellray.schema import RejectCode
 
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Cells from ``row0`` on: unique names and ``counts`` csr float32, cells x file columns, canonical."""
+    """Cells from ``row0`` on: unique names and ``counts`` csr float32, cells x kept columns, converted, canonical."""
 
     row0: int
     cell_ids: list[str]
@@ -33,7 +34,7 @@ class Shard:
     Attributes
     ----------
     n_counts
-        float32[n], sum over all columns of the file; 0 where the values are no counts.
+        float32[n], sum over all columns of gene expression; 0 where the values are no counts.
     n_genes
         int32[n], model genes with a count above 0; 0 where the values are no counts.
     reject_codes
@@ -70,7 +71,10 @@ def read_rows(plan: DatasetPlan, start: int, stop: int) -> RowBlock:
         if plan.staged is None:
             counts = reader.rows(plan.matrix, start, stop)
         else:
-            counts = read_staged(plan.staged, plan.n_columns, start, stop)
+            counts = read_staged(plan.staged, plan.matrix.n_columns, start, stop)
+    if plan.kept is not None:
+        counts = counts[:, plan.kept]
+    counts = converted(counts, plan.conversion, integers=plan.integers)
     return RowBlock(start, unique_names(names, start, plan.renamed), counts)
 
 

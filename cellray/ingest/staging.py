@@ -116,7 +116,9 @@ def _publish(plan: DatasetPlan, staged: Staged, shard: int, scratch: Path) -> No
     records = np.fromfile(scratch / str(shard), _RECORD)
     n_cells = min(staged.shard_cells, plan.n_cells - shard * staged.shard_cells)
     coordinates = (records["cell"], records["column"])
-    block = canonical(sparse.coo_matrix((records["value"], coordinates), shape=(n_cells, plan.n_columns)).tocsr())
+    block = canonical(
+        sparse.coo_matrix((records["value"], coordinates), shape=(n_cells, plan.matrix.n_columns)).tocsr()
+    )
     with storage.writing(storage.join(staged.folder, _name(staged, shard))) as path, path.open("wb") as file:
         np.savez(file, indptr=block.indptr, indices=block.indices, data=block.data)
     (scratch / str(shard)).unlink()

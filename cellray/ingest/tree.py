@@ -2,13 +2,15 @@
 
 Contract: a *group* is an ``h5py.Group`` or a ``zarr.Group``, an *array* an ``h5py.Dataset`` or a ``zarr.Array``; both
 answer to the same few calls, so a reader is written once. ``reading`` turns whatever a damaged file makes the
-libraries raise into one ``ReadError``. Links that leave an HDF5 file are not followed: a dataset must not read other
-files of this machine. It knows nothing of AnnData or 10x.
+libraries raise into one ``ReadError``; an error of another class that our own code raises is a bug and stays what it
+is. Links that leave an HDF5 file are not followed: a dataset must not read other files of this machine. It knows
+nothing of AnnData or 10x.
 """
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
@@ -22,18 +24,14 @@ Array = Any
 
 MAX_STRINGS = 4_000_000
 
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    ArithmeticError,
-    MemoryError,
-    zlib.error,
-    BadZipFile,
-)
+_FORMAT = (OSError, EOFError, ValueError, MemoryError, zlib.error, BadZipFile)
+_FORMAT_IN_LIBRARIES = (LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError)
+_PACKAGE = str(Path(__file__).parents[1])
+_FILTERS = {32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp", 32015: "zstd", 32026: "blosc2"}
+
+
+class RefusedError(ValueError):
+    """What stands in the way is no damage; the message says what it is and ends with the way out."""
 
 
 @contextmanager
@@ -42,15 +40,31 @@ def reading(uri: str) -> Iterator[None]:
     try:
         with storage.network_errors():
             yield
-    except _DAMAGE as error:
+    except RefusedError as error:
+        msg = f"{uri}: {one_line(error)}"
+        raise ReadError(msg) from error
+    except (*_FORMAT, *_FORMAT_IN_LIBRARIES) as error:
+        if isinstance(error, _FORMAT_IN_LIBRARIES) and _raised_by_us(error):
+            raise
         msg = f"{uri}: {one_line(error)}; it is damaged or not what its name says, fetch or write it again"
         raise ReadError(msg) from error
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the innermost frame of the error's trace is code of this package: a bug, not a damaged file."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
 
 
 @contextmanager
 def open_hdf5(uri: str) -> Iterator[Group]:
     """Open an HDF5 file for reading: by path when local, else through the object store's file."""
     import h5py
+
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401 - registers the filters it brings
 
     if storage.is_local(uri):
         with h5py.File(storage.filesystem(uri)[1], "r") as root:
@@ -75,6 +89,27 @@ def open_zarr(uri: str) -> Iterator[Group]:
         yield zarr.open_group(store, mode="r")
 
 
+@contextmanager
+def open_zarr_zip(uri: str) -> Iterator[Group]:
+    """Open a Zarr store inside a zip archive, at its top or in its one folder, for reading."""
+    import zipfile
+
+    import zarr
+
+    with storage.local_copy(uri) as path:
+        with zipfile.ZipFile(path) as archive:
+            root = zarr_root(archive.namelist())
+        with zarr.storage.ZipStore(path, mode="r") as store:
+            yield zarr.open_group(store, path=root or "", mode="r")
+
+
+def zarr_root(names: list[str]) -> str | None:
+    """Return the folder inside a zip archive that is a Zarr store (``""`` for its top), None if there is none."""
+    roots = [name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in (".zgroup", "zarr.json")]
+    top = min(roots, key=lambda root: (len(root.split("/")) if root else 0, root), default=None)
+    return None if top is None or "/" in top else top
+
+
 def is_group(node: Any) -> bool:
     """Whether ``node`` is a group, not an array."""
     return not hasattr(node, "shape")
@@ -87,6 +122,8 @@ def find(group: Group, path: str) -> Any | None:
     ------
     ValueError
         If the node or its data lie outside the HDF5 file.
+    RefusedError
+        If its values are compressed by an HDF5 filter that is not installed.
     """
     import h5py
 
@@ -101,7 +138,25 @@ def find(group: Group, path: str) -> Any | None:
     if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual):
         msg = f"{path} keeps its data in another file"
         raise ValueError(msg)
+    if isinstance(node, h5py.Dataset):
+        _check_filters(node, path)
     return None if attribute(node, "encoding-type") == "null" else node
+
+
+def _check_filters(node: Any, path: str) -> None:
+    """Refuse a dataset that was compressed by a filter which is not there to read it."""
+    import h5py
+
+    properties = node.id.get_create_plist()
+    for number in range(properties.get_nfilters()):
+        code = properties.get_filter(number)[0]
+        if not h5py.h5z.filter_avail(code):
+            name = _FILTERS.get(code, "unknown")
+            msg = (
+                f"{path!r} is compressed by the HDF5 filter {name} ({code}), which is not installed; "
+                "run pip install hdf5plugin, or write the file again with compression='gzip'"
+            )
+            raise RefusedError(msg)
 
 
 def need(group: Group, path: str) -> Any:

@@ -30,19 +30,20 @@ _BY_NAME: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(chr)?([1-9]|1\d|2[0-2]|[XYM]|MT|[A-Z]{2}\d+\.\d)[:_-]\d+-\d+|chr\w+[:_-]\d+[_-]\d+"), "peaks"),
     (
         re.compile(
-            r"(Neg(ative)?[_-]?(Control)?[_-]?(Probe|Codeword|Prb)|(Unassigned|Deprecated|Blank|Genomic)[_-]?(Control|Codeword)"
-            r"|System[_-]?Control|False[_-]?Code|BLANK|Blank|Negative|NegPrb|antisense)[_-]?\w*",
+            r"(Neg(ative)?[_-]?(Control)?[_-]?(Probe|Codeword|Prb)|Negative|NegPrb|BLANK|Blank|antisense"
+            r"|(Unassigned|Deprecated|Blank|Genomic)[_-]?(Control|Codeword)|System[_-]?Control|False[_-]?Code)"
+            r"([_-]\w+|\d+)?"
         ),
         "controls of an imaging panel",
     ),
     (
         re.compile(
-            r"(AB|ADT|adt|ab|prot|anti)[_-](?!AS\d).+|.+[_.-](TotalSeq[A-D]?|TotalC|TotalB|ADT|AbSeq|pAbO)"
+            r"(AB|ab|prot|anti|ADT|adt)_.+|(ADT|adt|anti)-.+|.+[_.-](TotalSeq[A-D]?|TotalC|TotalB|ADT|AbSeq|pAbO)"
             r"|.+[|].+[|](AB|pAbO|AHS)\S*",
         ),
         "antibodies",
     ),
-    (re.compile(r"(HTO|Hashtag|hashtag|CMO|SampleTag)[_ -]?\d+\S*"), "hashtags"),
+    (re.compile(r"(HTO|Hashtag|hashtag|CMO|SampleTag)[_ -]?\d+([_-]\S*)?"), "hashtags"),
 )
 
 

@@ -53,7 +53,7 @@ def gene_hint(names: Sequence[str], cell_names: Sequence[str], genes: GeneIndex)
         counted = list(names[:3]) in (["0", "1", "2"], ["1", "2", "3"])
         what = "a converter has lost the gene names" if counted else "they may be Entrez ids"
         return (
-            f"the gene names are numbers ({_examples(shown)}): {what}; put Ensembl ids or symbols into a column of var"
+            f"the gene names are numbers ({_examples(names)}): {what}; put Ensembl ids or symbols into a column of var"
         )
     for prefix, species in _ENSEMBL_SPECIES.items():
         if _share(lambda name, prefix=prefix: name.startswith(prefix), shown) > _MOST:

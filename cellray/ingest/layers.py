@@ -8,7 +8,7 @@ made of them. Cells are judged as they are read, not here.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from cellray.ingest.values import Conversion, near_integer, recovered
 
 MIN_INTEGERS: Final = 0.99
 _TRIED_CELLS = 64
+_MOST_CELLS = 0.95  # a bad cell among them is rejected when it is read
 _LARGEST_LOG = 16.0  # log1p of a million counts is 13.8
 _SAID = {COUNTS: "layers['counts']"}
 
@@ -35,6 +36,8 @@ class Layer:
     conversion: Conversion = Conversion.NONE
     integers: bool = True
     notes: tuple[str, ...] = ()
+    missing: float = 0.0
+    """Share of the sampled values that are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def choose_layer(
         return Layer(name, matrix, f"{name}: as asked; values taken as they are", integers=False)
     values = _Values.of(reader.sample(matrix))
     if values.counts:
-        return Layer(name, matrix, f"{name}: as asked; {_evidence(values)}", notes=_rounded(name, values))
+        return _counts(name, matrix, values, "as asked; ")
     if round_values and not values.scaled and values.n:
         note = f"decimals of {name} are rounded to whole counts, as asked"
         return Layer(name, matrix, f"{name}: as asked; rounded", Conversion.ROUND, notes=(note,))
@@ -147,7 +150,7 @@ def _found(reader: Reader, uri: str, present: list[str], *, allow_normalised: bo
         matrix = reader.matrix(name)
         values = _Values.of(reader.sample(matrix))
         if values.counts:
-            return Layer(name, matrix, f"{name}: {_evidence(values)}", notes=_rounded(name, values))
+            return _counts(name, matrix, values)
         failed.append(f"{name} {values.verdict}")
         seen.append((name, matrix, values))
     others, decimals = [], ""
@@ -162,7 +165,8 @@ def _found(reader: Reader, uri: str, present: list[str], *, allow_normalised: bo
     if len(others) == 1:
         name, matrix, values = others[0]
         note = f"{name} is taken: the only matrix of whole numbers ({_evidence(values)})"
-        return Layer(name, matrix, f"{name}: {_evidence(values)}", notes=(note, *_rounded(name, values)))
+        found = _counts(name, matrix, values)
+        return replace(found, notes=(note, *found.notes))
     looked = ", ".join(reversed(failed))
     if others:
         names = ", ".join(name for name, _, _ in others)
@@ -196,7 +200,7 @@ def _found(reader: Reader, uri: str, present: list[str], *, allow_normalised: bo
 def _made(reader: Reader, seen: list[tuple[str, Matrix, _Values]], *, allow_normalised: bool) -> Layer | None:
     """Return a matrix that counts, or else proportions, can be made of; None if there is none."""
     for name, matrix, values in seen:
-        if values.logs and recovered(first_cells(reader, matrix, _TRIED_CELLS))[1].all():
+        if values.logs and np.mean(recovered(first_cells(reader, matrix, _TRIED_CELLS))[1]) >= _MOST_CELLS:
             note = (
                 f"{name} is log-normalised; its counts are computed back from the smallest step of each cell "
                 "(deviation below 1e-3)"
@@ -248,7 +252,8 @@ def _evidence(values: _Values) -> str:
     return f"{100 * share:.4g} % of {values.n:,} sampled values are integers"
 
 
-def _rounded(name: str, values: _Values) -> tuple[str, ...]:
-    if values.whole >= MIN_INTEGERS:
-        return ()
-    return (f"values of {name} are whole numbers to within 1e-3 and are rounded",)
+def _counts(name: str, matrix: Matrix, values: _Values, why: str = "") -> Layer:
+    """Return a matrix of whole numbers, or of nearly whole ones, which is said."""
+    near = values.whole < MIN_INTEGERS
+    notes = (f"values of {name} are whole numbers to within 1e-3 and are rounded",) if near else ()
+    return Layer(name, matrix, f"{name}: {why}{_evidence(values)}", notes=notes, missing=values.missing)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cellray.errors import GeneError, MissingKeyError
+from cellray.errors import CountsError, GeneError, MissingKeyError
 from cellray.ingest import tree
 from cellray.ingest.features import expression_columns
 from cellray.ingest.gene_hints import gene_hint
@@ -168,6 +168,9 @@ def inspect_dataset(
         content_hash = source.content_hash()
     try:
         with open_dataset(source) as reader:
+            if not reader.n_cells:
+                msg = f"{uri}: there are no cells in it"
+                raise CountsError(msg)
             return _plan(
                 source,
                 content_hash,
@@ -183,7 +186,7 @@ def inspect_dataset(
                 ),
                 gene_key,
             )
-    except (GeneError, MissingKeyError) as error:
+    except (CountsError, GeneError, MissingKeyError) as error:
         if uri in str(error):
             raise
         raise type(error)(f"{uri}: {error}") from error
@@ -215,7 +218,10 @@ def _plan(
         n_genes_known=match.n_known,
         overlap=overlap,
         renamed=find_renamed(reader),
-        warnings=_overlap_warning(reader, source.uri, chosen, match, genes.n_genes, overlap, kept),
+        warnings=(
+            *_missing_warning(source.uri, chosen),
+            *_overlap_warning(reader, source.uri, chosen, match, genes.n_genes, overlap, kept),
+        ),
         matrix=chosen.matrix,
         integers=chosen.integers,
         notes=(*reader.notes(), *left_out, *chosen.notes),
@@ -226,6 +232,16 @@ def _plan(
 
 def _of(kept: np.ndarray | None, names: list[str]) -> list[str]:
     return names if kept is None else [names[column] for column in kept]
+
+
+def _missing_warning(uri: str, chosen: Layer) -> tuple[str, ...]:
+    if not chosen.missing:
+        return ()
+    return (
+        f"{uri}: {max(chosen.missing, 0.001):.1%} of the sampled values of {chosen.name} are missing (NaN), as "
+        'anndata.concat(join="outer") leaves them where a gene was not measured; cells with a missing value are '
+        "rejected: join with fill_value=0",
+    )
 
 
 def _overlap_warning(

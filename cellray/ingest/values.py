@@ -33,8 +33,8 @@ class Conversion(StrEnum):
 def converted(counts: sparse.csr_matrix, conversion: Conversion, *, integers: bool) -> sparse.csr_matrix:
     """Return the cells of ``counts`` (csr float32, canonical) converted; with ``integers`` near ones become whole."""
     if conversion is Conversion.LOG1P:
-        counts = _with_values(counts, recovered(counts)[0])
-    elif conversion is Conversion.EXPM1:
+        return _with_values(counts, recovered(counts)[0])
+    if conversion is Conversion.EXPM1:
         with np.errstate(over="ignore"):
             counts = _with_values(counts, np.expm1(counts.data.astype(np.float64)))
     elif conversion is Conversion.ROUND:

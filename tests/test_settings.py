@@ -58,6 +58,9 @@ CHANGES_SCORES = {
     "min_genes": 5,
     "shard_cells": 10,
     "batch_tokens": 9,
+    "genome": "GRCh38",
+    "round": True,
+    "allow_normalised": True,
 }
 CHANGES_LABELS = {
     "refine": "none",
@@ -74,6 +77,7 @@ CHANGES_LABELS = {
     "reason_margin": 0.2,
     "reason_seed": 1,
     "donor_key": "donor",
+    "cluster_key": "leiden",
 }
 CHANGES_NOTHING = {
     "inputs": ["b.h5ad"],
@@ -93,9 +97,10 @@ def test_every_setting_is_in_one_of_the_groups() -> None:
 
 @pytest.mark.parametrize(("name", "value"), (CHANGES_SCORES | CHANGES_LABELS | CHANGES_NOTHING).items())
 def test_keys_follow_what_they_name(name: str, value: object) -> None:
-    needs = {"plugins": "registry"} if name == "tissue" else {}
+    needs = {"tissue": {"plugins": "registry"}}.get(name, {})
     # What says how to reason says nothing where nobody reasons.
     both = {"reason": "m"} if name in ("reason_share", "reason_margin", "reason_seed", "donor_key") else {}
+    both |= {"layer": "soupX"} if name == "round" else {}
     base = AnnotateSettings.checked(**(BASE | both))
     changed = AnnotateSettings.checked(**(BASE | both | needs | {name: value}))
     scoring = base.scoring_key("m", TEXTS)
@@ -178,3 +183,15 @@ def test_what_every_dataset_must_have() -> None:
 def test_plugins_have_classes_of_their_own(given: dict[str, object], says: str) -> None:
     with pytest.raises(SettingError, match=says):
         AnnotateSettings.checked(**(BASE | given))
+
+
+def test_rounding_needs_a_layer() -> None:
+    with pytest.raises(SettingError, match="give --layer too"):
+        AnnotateSettings.checked(**BASE, round=True)
+
+
+def test_a_setting_that_is_not_given_leaves_earlier_scores_good() -> None:
+    """The keys are those of a run from before there were genomes, rounding and clusters."""
+    settings = AnnotateSettings.checked(**BASE)
+    key = settings.scoring_key("m", TEXTS[:1])
+    assert (key[:16], settings.refining_key(key)[:16]) == ("b62d1a43dbb1472d", "ff510d881b1e9459")

@@ -1,22 +1,26 @@
 """Starting or joining Ray, and leaving it in order: the only place that calls ``ray.init``.
 
 Contract: inside ``ray_session`` Ray is up; at its end a Ray that we started is gone and one that we joined is left
-alone. SIGTERM raises ``Terminated`` in the main thread, so that what is half-done is dropped and the exit is
-resumable; within ``draining`` what is in hand is ended first. Nothing is retried.
+alone. SIGTERM raises ``Terminated`` in the main thread, Ctrl-C ``Interrupted``, so that what is half-done is dropped
+and the exit is resumable; within ``draining`` what is in hand is ended first at SIGTERM. Ray's own messages go to its
+session folder alone unless ``CELLRAY_RAY_LOG_LEVEL`` or a logger ``cellray`` at level DEBUG asks for more. Nothing is
+retried.
 """
 
+import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
 
-from cellray.errors import CellRayError, Terminated, one_line
+from cellray.errors import CellRayError, Interrupted, SettingError, Terminated, one_line
+from cellray.log import is_verbose
 from cellray.settings import Environment
 
 DRAIN_S: Final = 45.0
@@ -53,11 +57,13 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         # Progress and messages are ours; Ray's own go to its session folder.
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        level = ray_log_level()
         # Its core writes warnings to our standard error at level "error" (constructor arguments of actors, ray#53727).
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        core = "fatal" if level >= logging.ERROR else logging.getLevelName(level).lower()
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", core)
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": level}
         try:
-            with _standard_error_closed():
+            with _standard_error_closed() if level >= logging.ERROR else nullcontext():
                 if address is None:
                     environment = Environment()
                     ray.init(
@@ -79,10 +85,25 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         with _terminable():
             offered = ray.cluster_resources()
             yield Resources(int(offered.get("CPU", 1)), int(offered.get("GPU", 0)))
+    except KeyboardInterrupt:
+        msg = "stopped by Ctrl-C; run the same command again, it goes on where it stopped"
+        raise Interrupted(msg) from None
     finally:
         ray._private.worker._worker_logs_enabled = told
         if ours:
             ray.shutdown()
+
+
+def ray_log_level() -> int:
+    """Return the level of Ray's loggers: ``CELLRAY_RAY_LOG_LEVEL``, else all news when asked for, else errors alone."""
+    named = getattr(Environment(), "ray_log_level", None) or os.environ.get("CELLRAY_RAY_LOG_LEVEL")
+    if named is None:
+        return logging.INFO if is_verbose() else logging.ERROR
+    known = logging.getLevelNamesMapping().get(str(named).upper())
+    if known is None:
+        msg = f"CELLRAY_RAY_LOG_LEVEL={named!r} is no level; give debug, info, warning or error"
+        raise SettingError(msg)
+    return known
 
 
 @contextmanager

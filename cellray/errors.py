@@ -1,7 +1,8 @@
 """The exceptions of CellRay and ``boundary``, which turns foreign ones into them.
 
 Contract: whatever a user can cause ends in one of these classes with a one-line message that names the thing, the
-value and the way out. Anything else is a bug and keeps its stack trace.
+value and the way out. Anything else is a bug: ``boundary`` lets it pass, and where it ends a dataset ``internal`` makes
+an ``InternalError`` of it that keeps its stack trace.
 
 ::
 
@@ -25,15 +26,20 @@ value and the way out. Anything else is a bug and keeps its stack trace.
         ├── EncodeError        the model failed on a shard
         ├── RefineError        GRIT failed
         ├── NoLabelError       every cell was rejected
+        ├── LostError          a worker or a node was lost twice, for lack of memory or otherwise
         ├── InternalError      a bug: the trace is kept in the dataset's error.json
         └── WriteError         an output could not be written
     Terminated                 exit code 143: SIGTERM; the same command goes on from there
+    └── Interrupted            exit code 130: Ctrl-C, likewise
 
 It does not cover bad cells: those are rows with a reject code (``cellray.schema.RejectCode``).
 """
 
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 
 class CellRayError(Exception):
@@ -46,6 +52,12 @@ class Terminated(BaseException):
     """The process was asked to stop (SIGTERM). Not an ``Exception``, so that no library swallows it on the way out."""
 
     exit_code = 143
+
+
+class Interrupted(Terminated):
+    """The user pressed Ctrl-C while resumable work was under way."""
+
+    exit_code = 130
 
 
 class SettingError(CellRayError):
@@ -142,6 +154,10 @@ class NoLabelError(DatasetError):
     """Every cell of the dataset was rejected, so that it has no label at all."""
 
 
+class LostError(DatasetError):
+    """Workers that had the dataset in hand were lost, again when it was begun once more."""
+
+
 class InternalError(DatasetError):
     """A bug of ours or of a library stopped the dataset; ``trace`` is its traceback."""
 
@@ -162,22 +178,73 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+_IO: Final = (OSError, EOFError, MemoryError, UnicodeDecodeError)
+
+# Format errors of libraries by module. One that was never imported has raised nothing, so none is imported for this.
+_FORMAT: Final = {
+    "csv": ("Error",),
+    "json": ("JSONDecodeError",),
+    "lzma": ("LZMAError",),
+    "pyarrow": ("ArrowInvalid", "ArrowSerializationError", "ArrowNotImplementedError"),
+    "safetensors": ("SafetensorError",),
+    "torch": ("OutOfMemoryError",),
+    "yaml": ("YAMLError",),
+    "zipfile": ("BadZipFile",),
+    "zlib": ("error",),
+}
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether ``error`` is one of input, output, memory or a file's format, which no code of ours can prevent."""
+    if isinstance(error, _IO) or _of_hdf5(error):
+        return True
+    modules = ((sys.modules.get(module), names) for module, names in _FORMAT.items())
+    known = (getattr(module, name, None) for module, names in modules if module for name in names)
+    return any(isinstance(one, type) and isinstance(error, one) for one in known)
+
+
+def _of_hdf5(error: BaseException) -> bool:
+    """Whether the HDF5 library raised ``error``: it has no classes of its own, but compiled frames and set words."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    said = str(error).lstrip("'\"").startswith(("Unable to ", "Can't "))
+    return said and trace is not None and trace.tb_frame.f_code.co_filename.startswith("h5py")
+
+
 @contextmanager
-def boundary(error_class: type[CellRayError], what: str) -> Iterator[None]:
-    """Re-raise the foreign errors of a stage as ``error_class`` with ``what`` (dataset, shard or cell) in front.
+def boundary(error_class: type[CellRayError], what: str, *formats: type[Exception]) -> Iterator[None]:
+    """Re-raise errors of input, output and file formats as ``error_class``; a bug passes and keeps its trace.
 
     Parameters
     ----------
     error_class
-        Class raised for I/O, format and value errors of libraries. Errors of ours pass unchanged but gain a note.
+        Class raised for errors of libraries. Errors of ours pass unchanged but gain a note.
     what
-        The thing at hand, e.g. ``"dataset 'liver' rows 0-8192"``.
+        The thing at hand, e.g. ``"dataset 'liver' rows 0-8192"``; it stands in front of the message.
+    *formats
+        Further classes that mean a wrong format here, as ``ValueError`` does where a record is parsed.
     """
+    # Folders of models, registries and atlases are checked by parsing them, so all that fails there is their format.
+    formats = formats or (() if issubclass(error_class, DatasetError) else _PARSING)
     try:
         yield
     except CellRayError as error:
         error.add_note(what)
         raise
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+    except Exception as error:
+        if not isinstance(error, formats) and not is_foreign(error):
+            raise
         msg = f"{what}: {one_line(error)}"
         raise error_class(msg) from error
+
+
+_PARSING: Final = (ValueError, KeyError, IndexError, TypeError, RuntimeError, ArithmeticError)
+
+
+def internal(error: BaseException, what: str) -> InternalError:
+    """Return the ``InternalError`` that stands for a bug; an error with a trace already has one."""
+    if isinstance(error, InternalError):
+        return error
+    msg = f"{what}: {type(error).__name__}: {one_line(error)}; this is a bug of CellRay"
+    return InternalError(msg, "".join(traceback.format_exception(error)))

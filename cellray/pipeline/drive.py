@@ -1,8 +1,9 @@
 """The driver of a run on Ray: stages what must be staged, streams all shards, finishes each dataset after its last.
 
-Contract: yields one outcome a dataset, a manifest or the error that stopped it. It keeps counters, never cells. Where a
-language model reasons, it is asked once, for all datasets, when the encoders have given their places free; what it does
-not answer fails nothing. At SIGTERM shards and datasets in hand are ended and no more are begun; then ``Terminated`` is
+Contract: yields one outcome a dataset, a manifest or the error that stopped it; a lost worker, a bug and a bad file
+stop their dataset alone. It keeps counters, never cells, and counts what was scored, not what failed. Where a language
+model reasons, it is asked once, for all datasets, when the encoders have given their places free; what it does not
+answer fails nothing. At SIGTERM shards and datasets in hand are ended and no more are begun; then ``Terminated`` is
 raised.
 """
 
@@ -10,21 +11,34 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import ray
 
 from cellray import schema, storage
 from cellray.cluster import Resources, draining
-from cellray.errors import CellRayError, DatasetError, EncodeError, ReadError, RefineError, WriteError, one_line
-from cellray.ingest import DatasetPlan, needs_staging, stage
+from cellray.errors import (
+    CellRayError,
+    DatasetError,
+    EncodeError,
+    InternalError,
+    ReadError,
+    RefineError,
+    WriteError,
+    internal,
+    one_line,
+)
+from cellray.ingest import DatasetPlan, needs_staging
 from cellray.manifest import Manifest, ShardRecord
-from cellray.pipeline.finish import Finishing, Labelled, finish, finish_embedding, label, publish
+from cellray.pipeline import stages
+from cellray.pipeline.finish import Finishing
 from cellray.pipeline.meters import Meters
 from cellray.pipeline.order import WorkOrder
 from cellray.pipeline.progress import Progress
 from cellray.pipeline.solving import SolveOrder, solve_puzzles
 from cellray.pipeline.stream import STOPPED, Pool, Receipt, Unit, stream
+from cellray.pipeline.tally import Tally
+from cellray.pipeline.tasks import Calls, Labelling, finishing_of, staging
 from cellray.puzzles.engine import EngineSettings
 from cellray.puzzles.puzzle import Puzzle
 from cellray.puzzles.reasoner import is_url
@@ -33,7 +47,6 @@ from cellray.write import part_name
 
 Outcome = tuple[str, Manifest | CellRayError]
 
-_PUBLISH_BYTES = 1 << 30  # libraries and one part
 _ROLLOUTS = 3  # so that support weighs one window against another
 
 _STAGE_ERRORS: dict[str, type[DatasetError]] = {
@@ -60,16 +73,17 @@ class Drive:
         self.cells_per_s: float | None = None
         self._stop = storage.join(order.out, schema.STOP_FILE)
         self._meters = Meters()
-        self._finishing: dict[ray.ObjectRef, str] = {}
-        self._labelled: dict[ray.ObjectRef, ray.ObjectRef] = {}
-        self._inquiries: list[tuple[str, list[Puzzle], ray.ObjectRef]] = []
+        self._tally = Tally(progress)
+        self._finishing = Calls(progress.say)
+        self._labelling: dict[str, Labelling] = {}
+        self._inquiries: list[tuple[list[Puzzle], Labelling]] = []
         self._failed: set[int] = set()
 
     def run(self, plans: list[DatasetPlan]) -> Iterator[Outcome]:
         """Yield the outcome of every dataset, in the order in which they end."""
         storage.remove(self._stop)
         try:
-            with draining(lambda: storage.put(self._stop, b"")) as asked:
+            with draining(lambda: storage.put(self._stop, b"")) as asked, self._tally.watching():
                 for outcome in self._outcomes(plans, asked):
                     self._meters.ended(outcome[1])
                     yield outcome
@@ -99,17 +113,23 @@ class Drive:
         for number, plan in enumerate(ready):
             if not waiting[number]:
                 yield from self._finish(plan, shards[number], seconds[number])
-        started = time.monotonic()
-        for receipt in stream(units, ready, self.order.scoring, self.pool, self._stop):
+        if units:
+            self._tally.encoding(stages.ENCODING)
+        n_scored, started = 0, time.monotonic()
+        for receipt in stream(units, ready, self.order.scoring, self.pool, self._stop, self._tally.run):
             if receipt.error_code == STOPPED:
                 continue
             number, plan = receipt.dataset, ready[receipt.dataset]
-            if receipt.error_code and number not in self._failed:
-                self._failed.add(number)
-                yield plan.source.dataset_id, _error(receipt)
-            self.progress.advance(receipt.stop - receipt.start)
-            self._meters.scored(receipt.stop - receipt.start)
-            self.cells_per_s = n_todo / (time.monotonic() - started)
+            n_shard = receipt.stop - receipt.start
+            self._tally.ended(number, receipt.start, n_shard, scored=not receipt.error_code)
+            if receipt.error_code:
+                if number not in self._failed:
+                    self._failed.add(number)
+                    yield plan.source.dataset_id, _error(plan, receipt)
+                continue
+            self._meters.scored(n_shard)
+            n_scored += n_shard
+            self.cells_per_s = n_scored / (time.monotonic() - started)
             name = receipt.uri.rsplit("/", 1)[-1]
             for stage_name, spent in receipt.seconds.items():
                 seconds[number][stage_name] += spent
@@ -118,6 +138,7 @@ class Drive:
             if not waiting[number] and number not in self._failed and not asked.is_set():
                 yield from self._finish(plan, shards[number], seconds[number])
             yield from self._collect(timeout_s=0)
+        self._tally.encoding(None)
         while self._finishing:
             yield from self._collect(timeout_s=1)
         if self._inquiries and not asked.is_set():
@@ -127,21 +148,22 @@ class Drive:
 
     def _stage(self, plans: list[DatasetPlan]) -> tuple[list[DatasetPlan], list[Outcome]]:
         """Rewrite what cannot be read by row, all such datasets at once; the result keeps the order of ``plans``."""
-        tasks = {}
+        calls = Calls(self.progress.say)
+        outcomes: dict[str, DatasetPlan | CellRayError] = {plan.source.dataset_id: plan for plan in plans}
         for plan in plans:
             if needs_staging(plan):
                 self.progress.say(f"{plan.source.dataset_id}: {plan.layout} is not stored by cell; rewriting it once")
                 folder = storage.join(self._folder(plan), schema.STAGED_DIR)
-                tasks[plan.source.dataset_id] = _staging.remote(plan, folder, self.order.shard_cells)
-        ready: list[DatasetPlan] = []
-        failed: list[Outcome] = []
-        for plan in plans:
-            dataset_id = plan.source.dataset_id
-            outcome = ray.get(tasks[dataset_id]) if dataset_id in tasks else plan
-            if isinstance(outcome, DatasetPlan):
-                ready.append(outcome)
-            else:
-                failed.append((dataset_id, outcome))
+                calls.begin(staging(plan, folder, self.order.shard_cells))
+        if calls:
+            self.progress.stage(stages.READING)
+        while calls:
+            for call, outcome in calls.ended(timeout_s=1):
+                outcomes[call.dataset_id] = outcome
+        ready = [outcome for outcome in outcomes.values() if isinstance(outcome, DatasetPlan)]
+        failed: list[Outcome] = [
+            (name, outcome) for name, outcome in outcomes.items() if isinstance(outcome, CellRayError)
+        ]
         return ready, failed
 
     def _shards(self, plan: DatasetPlan) -> Iterator[ShardRecord]:
@@ -157,6 +179,14 @@ class Drive:
         self, plan: DatasetPlan, shards: dict[str, ShardRecord], seconds: dict[str, float]
     ) -> Iterator[Outcome]:
         """Start the dataset's last task; yields only when it can not even be started."""
+        try:
+            self._begin_finish(plan, shards, seconds)
+        except CellRayError as error:
+            yield plan.source.dataset_id, error
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this dataset alone, and with its trace
+            yield plan.source.dataset_id, internal(error, f"dataset {plan.source.dataset_id!r}: finishing")
+
+    def _begin_finish(self, plan: DatasetPlan, shards: dict[str, ShardRecord], seconds: dict[str, float]) -> None:
         job = Finishing(self.order, plan, tuple(shards.values()), dict(seconds))
         memory = job.memory_bytes()
         largest = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
@@ -165,31 +195,26 @@ class Drive:
                 f"dataset {plan.source.dataset_id!r}: refining {plan.n_cells:,} cells takes {memory / 1e9:.1f} GB, "
                 f"the largest node offers {largest / 1e9:.1f} GB; add a larger node or pass --refine none"
             )
-            yield plan.source.dataset_id, RefineError(msg)
-            return
-        told: dict[str, Any] = {"memory": memory, "name": f"finish {plan.source.dataset_id}"}
+            raise RefineError(msg)
+        self._tally.finish(plan.source.dataset_id)
         if self.order.refining.reason is None:
-            task = _finishing.options(**told).remote(job)
+            self._finishing.begin(finishing_of(job, self._tally.run, memory))
         else:
-            task, self._labelled[task] = cast(
-                "list[ray.ObjectRef]", _labelling.options(num_returns=2, **told).remote(job)
-            )
-        self._finishing[task] = plan.source.dataset_id
+            labelling = self._labelling[plan.source.dataset_id] = Labelling(job, self._tally.run, memory)
+            self._finishing.begin(labelling.call())
 
     def _collect(self, timeout_s: float) -> Iterator[Outcome]:
-        if self._finishing:
-            done, _ = ray.wait(list(self._finishing), num_returns=1, timeout=timeout_s)
-            for task in done:
-                dataset_id, outcome = self._finishing.pop(task), ray.get(task)
-                labelled = self._labelled.pop(task, None)
-                if labelled is not None and isinstance(outcome, list):
-                    self._inquiries.append((dataset_id, outcome, labelled))
-                else:
-                    yield dataset_id, outcome
+        for call, outcome in self._finishing.ended(timeout_s):
+            labelling = self._labelling.pop(call.dataset_id, None)
+            if labelling is not None and isinstance(outcome, list):
+                self._inquiries.append((outcome, labelling))
+            else:
+                self._tally.finished(call.dataset_id)
+                yield call.dataset_id, outcome
 
     def _answers(self) -> dict[str, dict[str, Any]]:
         """Ask the language model about all datasets; returns its rows by puzzle key, none if it cannot be had."""
-        puzzles = [puzzle for _, asked, _ in self._inquiries for puzzle in asked]
+        puzzles = [puzzle for asked, _ in self._inquiries for puzzle in asked]
         model = self.order.refining.reason
         if not puzzles or model is None:
             return {}
@@ -209,10 +234,9 @@ class Drive:
 
     def _publish(self, answers: dict[str, dict[str, Any]]) -> None:
         """Start the second half of every dataset that waits for answers."""
-        for dataset_id, asked, labelled in self._inquiries:
+        for asked, labelling in self._inquiries:
             mine = {puzzle.key: answers[puzzle.key] for puzzle in asked if puzzle.key in answers}
-            told: dict[str, Any] = {"memory": _PUBLISH_BYTES, "name": f"publish {dataset_id}"}
-            self._finishing[_publishing.options(**told).remote(labelled, mine)] = dataset_id
+            self._finishing.begin(labelling.publishing(mine))
         self._inquiries.clear()
 
     def _folder(self, plan: DatasetPlan) -> str:
@@ -222,41 +246,9 @@ class Drive:
         return storage.join(self._folder(plan), schema.SCORES_DIR, name)
 
 
-@ray.remote(num_cpus=1)
-def _staging(plan: DatasetPlan, folder: str, shard_cells: int) -> DatasetPlan | CellRayError:
-    try:
-        return stage(plan, folder, shard_cells)
-    except CellRayError as error:
-        return error
-
-
-@ray.remote(num_cpus=1)
-def _finishing(job: Finishing) -> Manifest | CellRayError:
-    try:
-        return finish(job) if job.order.scoring.labels else finish_embedding(job)
-    except CellRayError as error:
-        return error
-
-
-@ray.remote(num_cpus=1)
-def _labelling(job: Finishing) -> tuple[list[Puzzle] | CellRayError, Labelled | None]:
-    """Return what the dataset asks, and for the other half, which never passes the driver, the dataset itself."""
-    try:
-        labelled = label(job)
-    except CellRayError as error:
-        return error, None
-    return [question.puzzle for question in labelled.inquiry.questions], labelled
-
-
-@ray.remote(num_cpus=1)
-def _publishing(labelled: Labelled, answers: dict[str, dict[str, Any]]) -> Manifest | CellRayError:
-    try:
-        return publish(labelled, answers)
-    except CellRayError as error:
-        return error
-
-
-def _error(receipt: Receipt) -> CellRayError:
+def _error(plan: DatasetPlan, receipt: Receipt) -> CellRayError:
+    if receipt.error_code == InternalError.__name__:
+        return InternalError(f"dataset {plan.source.dataset_id!r}: {receipt.error}", receipt.trace)
     return _STAGE_ERRORS.get(receipt.error_code, DatasetError)(receipt.error)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from cellray.cluster import Resources
+from cellray.cluster import Resources, ray_log_level
 from cellray.puzzles.engine import Engine, EngineDeadError, EngineSettings
 
 _CONCURRENT = 4
@@ -83,7 +83,7 @@ def through_engines(
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(ray_log_level())
     done = ray.data.from_items([{NUMBER: number} for number in range(n)], override_num_blocks=n).map_batches(
         actor,
         batch_size=1,

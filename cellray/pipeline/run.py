@@ -2,13 +2,14 @@
 
 Contract: settings, model, labels and inputs are checked before Ray starts or anything is written. What an earlier run
 left in the output folder is used as far as its names say that it is the same work, and redone otherwise. Datasets
-fail alone. It is not concerned with how a stage does its work.
+fail alone, those that a bug stops as ``InternalError`` with their trace in ``error.json``. It is not concerned with how
+a stage does its work.
 """
 
 import platform
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -18,17 +19,20 @@ from typing import Any
 from cellray import __version__, schema, storage
 from cellray import manifest as manifests
 from cellray.cluster import ray_session
-from cellray.errors import CellRayError, DatasetError, SettingError, one_line
+from cellray.errors import CellRayError, DatasetError, InternalError, SettingError, internal, one_line
 from cellray.ingest import DatasetPlan, DatasetSource, GeneIndex, check_beside, find_sources, inspect_dataset
+from cellray.ingest.rejects import reasons, way_out
 from cellray.labels.candidates import Label, read_labels
 from cellray.lock import RunLock
+from cellray.log import logger
 from cellray.manifest import Manifest
 from cellray.models import checkpoints
 from cellray.models.checkpoints import Checkpoint
 from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.models.scgpt_folder import ScGPTCheckpoint
+from cellray.pipeline import stages
 from cellray.pipeline.order import Scoring, WorkOrder
-from cellray.pipeline.progress import Progress, Silent
+from cellray.pipeline.progress import Logged, Progress, Silent
 from cellray.plugins.router import Chosen, scgpt_base, union_labels
 from cellray.puzzles.engine import BUNDLED
 from cellray.puzzles.reasoner import identify, is_url
@@ -97,7 +101,7 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
         When no dataset can be read at all.
     """
     started = time.monotonic()
-    progress = progress or Silent()
+    progress = Logged(progress or Silent())
     settings = settings.model_copy(update={"out": storage.absolute(settings.out)})
     checkpoint = checkpoints.load(settings.model)
     _check_length(settings, checkpoint)
@@ -105,11 +109,11 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     chosen = None if settings.plugins is None else Chosen.of(settings.plugins, settings.tissue)
     labels = label_set(settings, checkpoint) if chosen is None else plugin_labels(settings, checkpoint, chosen)
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
-    sources = find_sources(settings.inputs)
+    sources = find_sources(settings.inputs, genome=settings.genome)
     settings = _from_anywhere(settings)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     plans, errors = _inspect(sources, genes, settings, progress, integers=_counts_only(settings, checkpoint))
-    if not plans:
+    if not plans and not any(isinstance(error, InternalError) for error in errors.values()):
         raise _all_failed(errors)
     with RunLock(settings.out, run_id) as lock:
         run = _Run(settings, run_id, checkpoint, labels, chosen, reasoner, progress, encode=encode)
@@ -210,14 +214,27 @@ def _inspect(
 ) -> tuple[list[DatasetPlan], dict[str, CellRayError]]:
     def one(source: DatasetSource) -> DatasetPlan | CellRayError:
         try:
-            plan = inspect_dataset(source, genes, layer=settings.layer, gene_key=settings.gene_key, integers=integers)
+            plan = inspect_dataset(
+                source,
+                genes,
+                layer=settings.layer,
+                gene_key=settings.gene_key,
+                integers=integers,
+                round_values=settings.round,
+                allow_normalised=settings.allow_normalised,
+            )
             check_beside(source, settings.beside())
             return plan
         except DatasetError as error:
             return error
+        except SettingError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this dataset alone, and with its trace
+            return internal(error, f"dataset {source.dataset_id!r}: reading")
 
     plans: list[DatasetPlan] = []
     errors: dict[str, CellRayError] = {}
+    progress.stage(stages.READING)
     with ThreadPoolExecutor(_INSPECTORS) as pool:
         for source, found in zip(sources, pool.map(one, sources), strict=True):
             if isinstance(found, CellRayError):
@@ -229,6 +246,8 @@ def _inspect(
                     f"{source.dataset_id}: {found.n_cells:,} cells; {found.layer_reason}; {found.gene_kind} ids{key}, "
                     f"{found.n_genes_known:,} genes known"
                 )
+                for note in found.notes:
+                    progress.say(f"{source.dataset_id}: {note}")
                 for warning in found.warnings:
                     progress.say(f"warning: {warning}")
     return plans, errors
@@ -290,20 +309,24 @@ class _Run:
 
     def fail(self, dataset_id: str, error: CellRayError) -> None:
         """Record that a dataset failed; nothing of it counts as published any more."""
-        message = one_line(error)
+        message, uri = one_line(error), storage.join(self.order.folder(dataset_id), schema.ERROR_FILE)
+        failure = {"code": type(error).__name__, "message": message}
+        if isinstance(error, InternalError):
+            failure["trace"] = error.trace
+            message += f"; its trace is in {uri}, and --verbose shows it"
+            logger("pipeline").error("%s: %s\n%s", dataset_id, one_line(error), error.trace)
         self.result.failed[dataset_id] = message
         storage.remove(storage.join(self.order.folder(dataset_id), schema.SUCCESS_FILE))
-        failure = {"code": type(error).__name__, "message": message}
-        storage.put_json(storage.join(self.order.folder(dataset_id), schema.ERROR_FILE), failure)
-        self.progress.say(f"failed: {message}")
+        storage.put_json(uri, failure)
+        self.progress.say(f"{dataset_id} failed: {message}")
 
     def work(self, plans: list[DatasetPlan], lock: RunLock) -> None:
         """Score and finish what is not finished yet."""
         todo = []
         for plan in plans:
             folder = self.order.folder(plan.source.dataset_id)
-            if manifests.is_complete(folder, plan.content_hash, self.refining_key):
-                self.result.finished[plan.source.dataset_id] = manifests.read(folder)
+            if (done := self._finished(folder, plan.content_hash)) is not None:
+                self.result.finished[plan.source.dataset_id] = done
                 self.progress.say(f"{plan.source.dataset_id}: already finished")
             else:
                 # From here on the folder's old manifest and files may no longer belong together.
@@ -313,17 +336,34 @@ class _Run:
             return
         from cellray.pipeline.drive import Drive
 
+        self.progress.stage(stages.STARTING)
         with ray_session(self.settings.address) as resources:
             drive = Drive(self.order, resources, self.progress)
             for dataset_id, outcome in drive.run(todo):
                 lock.check()
                 if isinstance(outcome, Manifest):
                     self.result.finished[dataset_id] = outcome
-                    done = f"{outcome.n_annotated:,} annotated" if self.labels else f"{outcome.n_embedded:,} embedded"
-                    self.progress.say(f"{dataset_id}: {done}, {outcome.n_rejected:,} rejected")
+                    for line in self._told(outcome):
+                        self.progress.say(line)
                 else:
                     self.fail(dataset_id, outcome)
             self.result.cells_per_s = drive.cells_per_s
+
+    def _finished(self, folder: str, content_hash: str) -> Manifest | None:
+        """Return the manifest of a dataset that an earlier run finished; one with damaged records is done again."""
+        try:
+            return manifests.read(folder) if manifests.is_complete(folder, content_hash, self.refining_key) else None
+        except (ValueError, FileNotFoundError):
+            return None
+
+    def _told(self, done: Manifest) -> Iterator[str]:
+        """Yield what a finished dataset came to, and the way out when many of its cells were rejected."""
+        cells = f"{done.n_annotated:,} annotated" if self.labels else f"{done.n_embedded:,} embedded"
+        why = f" ({reasons(done.rejects)})" if done.n_rejected else ""
+        abstained = f", {done.n_abstained:,} abstained" if done.n_abstained else ""
+        yield f"{done.dataset_id}: {cells}{abstained}, {done.n_rejected:,} rejected{why}"
+        if advised := way_out(done.rejects, done.n_cells):
+            yield f"{done.dataset_id}: {advised}"
 
     def _work_order(self, *, encode: bool) -> WorkOrder:
         from cellray.encode import tokenizer_of

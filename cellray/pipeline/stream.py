@@ -2,8 +2,9 @@
 
 Contract: one row of the plan is one shard, hence one block and one output file, from descriptor to receipt. A shard's
 cells travel as one binary value, so that Ray Data can neither split nor merge them. A dataset that cannot be read or
-encoded comes out as a receipt with an error; it never stops the plan. Once the file ``stop`` is there nothing new is
-read or encoded, and what was not begun comes out as ``STOPPED``. Nothing is collected in the driver but receipts.
+encoded comes out as a receipt with an error, and one that a bug stops has its trace there; it never stops the plan.
+Once the file ``stop`` is there nothing new is read or encoded, and what was not begun comes out as ``STOPPED``. Nothing
+is collected in the driver but receipts.
 
 Verified against Ray 2.60: ``from_items`` with as many blocks as items keeps one row a block through
 ``map_batches(batch_size=1)``; an actor pool needs ``size`` and not a range (autoscaling pools stay at one actor);
@@ -21,10 +22,11 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from cellray import storage
-from cellray.cluster import Resources
-from cellray.errors import CellRayError, EncodeError, ReadError, SettingError, WriteError, boundary, one_line
+from cellray.cluster import Resources, ray_log_level
+from cellray.errors import CellRayError, EncodeError, ReadError, SettingError, WriteError, boundary, internal, one_line
 from cellray.ingest import DatasetPlan, read_shard
 from cellray.pipeline.order import Scoring
+from cellray.pipeline.tally import counted, encoder_notes
 from cellray.tokenize.shards import token_table
 from cellray.tokenize.tokenizers import Tokenizer
 
@@ -47,7 +49,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a shard: its file's hash and seconds by stage, or the class and message of an error."""
+    """What became of a shard: its file's hash and seconds by stage, or class, message and trace of an error."""
 
     dataset: int
     start: int
@@ -56,6 +58,7 @@ class Receipt:
     sha256: str
     error_code: str
     error: str
+    trace: str
     read_s: float
     encode_s: float
     write_s: float
@@ -95,14 +98,17 @@ class Pool:
 
 
 def stream(
-    units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring, pool: Pool, stop: str
+    units: Sequence[Unit], plans: Sequence[DatasetPlan], scoring: Scoring, pool: Pool, stop: str, run: str = ""
 ) -> Iterator[Receipt]:
-    """Yield a receipt for each unit, in the order in which they finish."""
+    """Yield a receipt for each unit, in the order in which they finish.
+
+    ``run`` is the ``Tally`` that hears how far the encoders are.
+    """
     if not units:
         return
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(ray_log_level())
     shards = (
         ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units))
         .map_batches(
@@ -124,7 +130,7 @@ def stream(
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
             compute=ActorPoolStrategy(size=pool.size),
-            fn_constructor_args=(scoring, pool.threads, stop),
+            fn_constructor_args=(scoring, pool.threads, stop, run),
         )
         .map_batches(
             _write,  # type: ignore[arg-type]
@@ -156,7 +162,7 @@ def _read(batch: pa.Table, *, plans: list[Any], tokenizer: Any, min_genes: int, 
 class Encoder:
     """The actor: an encoder that lives as long as the pool."""
 
-    def __init__(self, scoring: Scoring, threads: int, stop: str) -> None:
+    def __init__(self, scoring: Scoring, threads: int, stop: str, run: str = "") -> None:
         import torch
 
         from cellray import encode
@@ -165,29 +171,36 @@ class Encoder:
 
         torch.set_num_threads(threads)
         self._stop = stop
+        self._shard = (0, 0)
         checkpoint = checkpoints.load(scoring.model)
         dtype = None if scoring.precision == "auto" else getattr(torch, scoring.precision)
         if scoring.plugins is not None:
             self.encoder: encode.Encoder = open_plugins(
                 checkpoint, scoring.plugins, batch_tokens=scoring.batch_tokens, dtype=dtype
             )
-            return
-        self.encoder = encode.open_encoder(
-            checkpoint,
-            scoring.texts,
-            scoring=bool(scoring.labels),
-            alpha=scoring.alpha,
-            ctm_top_k=scoring.ctm_top_k,
-            max_tokens=scoring.max_tokens,
-            batch_tokens=scoring.batch_tokens,
-            dtype=dtype,
-        )
+        else:
+            self.encoder = encode.open_encoder(
+                checkpoint,
+                scoring.texts,
+                scoring=bool(scoring.labels),
+                alpha=scoring.alpha,
+                ctm_top_k=scoring.ctm_top_k,
+                max_tokens=scoring.max_tokens,
+                batch_tokens=scoring.batch_tokens,
+                dtype=dtype,
+            )
+        if run:
+            counting = counted(self.encoder.encode, encoder_notes(run), lambda: self._shard)
+            self.encoder.encode = counting  # type: ignore[method-assign]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score the batch's one shard."""
-        return _stage(
-            batch, "encode_s", EncodeError, lambda unit: self.encoder.score(_unpack(unit["cells"])), self._stop
-        )
+
+        def work(unit: dict[str, Any]) -> pa.Table:
+            self._shard = (unit["dataset"], unit["start"])
+            return self.encoder.score(_unpack(unit["cells"]))
+
+        return _stage(batch, "encode_s", EncodeError, work, self._stop)
 
 
 def _write(batch: pa.Table, *, labels: Sequence[str]) -> pa.Table:
@@ -212,6 +225,7 @@ def _stage(
         "sha256": "",
         "error_code": "",
         "error": "",
+        "trace": "",
         "read_s": 0.0,
         "encode_s": 0.0,
         "write_s": 0.0,
@@ -220,8 +234,9 @@ def _stage(
     (unit,) = [{**defaults, **row} for row in batch.to_pylist()]
     started = time.perf_counter()
     if not unit["error_code"]:
+        rows = f"rows {unit['start']}-{unit['stop']}"
         try:
-            with boundary(error_class, f"rows {unit['start']}-{unit['stop']}"):
+            with boundary(error_class, rows):
                 if stop is not None and storage.exists(stop):
                     unit |= {"error_code": STOPPED, "cells": None}
                     return pa.Table.from_pylist([unit], schema=_UNIT)
@@ -232,6 +247,9 @@ def _stage(
                 unit["cells"] = _pack(result)
         except CellRayError as error:
             unit |= {"error_code": type(error).__name__, "error": one_line(error), "cells": None}
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this dataset alone, and with its trace
+            bug = internal(error, rows)
+            unit |= {"error_code": type(bug).__name__, "error": str(bug), "trace": bug.trace, "cells": None}
     unit[clock] = time.perf_counter() - started
     return pa.Table.from_pylist([unit], schema=_UNIT)
 
@@ -245,6 +263,7 @@ _UNIT = pa.schema(
         ("sha256", pa.string()),
         ("error_code", pa.string()),
         ("error", pa.string()),
+        ("trace", pa.string()),
         ("read_s", pa.float64()),
         ("encode_s", pa.float64()),
         ("write_s", pa.float64()),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cellray.errors import ReadError
+from cellray.errors import GeneError, ReadError
 from cellray.ingest import count_rejects, matrix, read_rows
 
 
@@ -182,8 +182,10 @@ def test_zarr_with_pickled_chunks_runs_no_code(plan_of, dataset, tmp_path):
 
 def test_tenx_h5(plan_of, dataset, write_tenx_h5, counts, columns, tmp_path):
     path = tmp_path / "a.h5"
-    shutil.copy(dataset(tmp_path, "h5ad-csr"), path)
-    refused(plan_of, path, "expected one group with barcodes, found 0 (has: X, layers, obs")
+    write_tenx_h5(path, counts, columns)
+    with h5py.File(path, "a") as file:
+        file["matrix/features/genome"] = [b"GRCh38"]
+    refused(plan_of, path, "features/genome has 1 entries, but there are 60 features")
     write_tenx_h5(path, counts, columns)
     with h5py.File(path, "a") as file:
         file["matrix/shape"][0] = 61
@@ -191,7 +193,8 @@ def test_tenx_h5(plan_of, dataset, write_tenx_h5, counts, columns, tmp_path):
     write_tenx_h5(path, counts, columns, n_antibodies=2)
     with h5py.File(path, "a") as file:
         file["matrix/features/feature_type"][:] = b"Antibody"
-    refused(plan_of, path, "no feature of type 'Gene Expression' (types: Antibody")
+    with pytest.raises(GeneError, match=r"no feature of type 'Gene Expression' \(types: Antibody"):
+        plan_of(path)
 
 
 @pytest.mark.parametrize(

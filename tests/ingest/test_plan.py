@@ -6,11 +6,19 @@ import pytest
 from scipy import sparse
 
 from cellray.errors import CountsError, GeneError, MissingKeyError
-from cellray.ingest import read_rows
+from cellray.ingest import needs_staging, read_rows, read_shard, stage
 
 
 @pytest.fixture
 def normalised(counts):
+    """Log-normalised values of which no counts can be made: genes were scaled as well."""
+    scaled = counts.toarray() / counts.sum(axis=1).A1[:, None] * 1e4 * np.linspace(0.5, 2, 60)
+    return sparse.csr_matrix(np.log1p(scaled).astype(np.float32))
+
+
+@pytest.fixture
+def log_counts(counts):
+    """Log-normalised values as scanpy makes them."""
     return sparse.csr_matrix(np.log1p(counts.toarray() / counts.sum(axis=1).A1[:, None] * 1e4).astype(np.float32))
 
 
@@ -58,9 +66,9 @@ def test_no_raw_counts_says_what_was_looked_at(atlas, normalised, plan_of, tmp_p
         plan_of(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: no raw counts: X holds ")
-    assert (
-        "integers (looks normalised), no raw.X, no layers['counts'] (there is also layers/soup); pass --layer" in text
-    )
+    assert "integers (looks normalised), no raw.X, no layers['counts'] (there is also layers/soup); " in text
+    assert "pass --layer with the name of the raw counts" in text
+    assert "--allow-normalised" in text
 
 
 def test_asked_layer_that_is_normalised_or_absent(atlas, normalised, plan_of, tmp_path):
@@ -69,6 +77,77 @@ def test_asked_layer_that_is_normalised_or_absent(atlas, normalised, plan_of, tm
         plan_of(path, layer="soup")
     with pytest.raises(MissingKeyError, match=r"'spliced' \(has: X, layers/soup\)"):
         plan_of(path, layer="spliced")
+
+
+def test_the_only_other_layer_of_integers_is_taken_and_said(atlas, counts, normalised, plan_of, tmp_path):
+    path = write(atlas, tmp_path / "a.h5ad", x=normalised, layers={"raw_counts": counts, "soup": normalised})
+    plan = plan_of(path)
+    assert plan.layer == "layers/raw_counts"
+    assert plan.notes[0].startswith("layers/raw_counts is taken: the only matrix of whole numbers")
+    path = write(atlas, tmp_path / "b.h5ad", x=normalised, layers={"spliced": counts, "unspliced": counts})
+    with pytest.raises(CountsError, match=r"several layers hold whole numbers \(layers/spliced, layers/unspliced\)"):
+        plan_of(path)
+
+
+@pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
+def test_counts_computed_back_from_logs(atlas, counts, log_counts, plan_of, tmp_path, layout):
+    path = write(atlas, tmp_path / "a.h5ad", x=layout(log_counts.toarray()))
+    plan = plan_of(path)
+    assert "computed back from the smallest step of each cell" in plan.notes[0]
+    if needs_staging(plan):
+        plan = stage(plan, str(tmp_path / "staged"), 20)
+    assert (read_rows(plan, 0, 50).counts != counts).nnz == 0
+    assert plan.describe()["conversion"] == "log1p"
+    assert plan_of(path, layer="X").layer_reason == plan.layer_reason
+
+
+def test_nearly_whole_counts_are_rounded_and_said(atlas, counts, plan_of, tmp_path):
+    near = counts.copy()
+    near.data = (near.data * np.float32(1.0000001) + np.float32(2e-5)).astype(np.float32)
+    plan = plan_of(write(atlas, tmp_path / "a.h5ad", x=near))
+    assert plan.notes == ("values of X are whole numbers to within 1e-3 and are rounded",)
+    assert (read_rows(plan, 0, 50).counts != counts).nnz == 0
+
+
+def test_decimals_are_rounded_when_asked(atlas, counts, normalised, plan_of, tmp_path):
+    decimals = counts.copy() * 9
+    decimals.data = decimals.data - np.float32(0.2)
+    path = write(atlas, tmp_path / "a.h5ad", x=normalised, layers={"soupX": decimals})
+    with pytest.raises(CountsError, match="pass --layer soupX --round"):
+        plan_of(path)
+    with pytest.raises(CountsError, match="add --round to --layer soupX"):
+        plan_of(path, layer="soupX")
+    plan = plan_of(path, layer="soupX", round_values=True)
+    assert plan.notes == ("decimals of layers/soupX are rounded to whole counts, as asked",)
+    assert (read_rows(plan, 0, 50).counts != counts * 9).nnz == 0
+
+
+def test_normalised_values_when_allowed(atlas, counts, normalised, plan_of, tmp_path):
+    path = write(atlas, tmp_path / "a.h5ad", x=normalised)
+    plan = plan_of(path, allow_normalised=True)
+    assert "taken as proportions, as allowed" in plan.notes[0]
+    shard = read_shard(plan, 0, 50, min_genes=1, n_slots=60)
+    assert shard.reject_codes == [None] * 50
+    np.testing.assert_allclose(read_rows(plan, 0, 50).counts.toarray(), np.expm1(normalised.toarray()), rtol=1e-5)
+    scaled = normalised.toarray() - normalised.toarray().mean(0)
+    path = write(atlas, tmp_path / "b.h5ad", x=scaled)
+    for layer in (None, "X"):
+        with pytest.raises(CountsError, match=r"looks scaled: it has negative values.*nothing can be made of scaled"):
+            plan_of(path, layer=layer, allow_normalised=True)
+
+
+def test_missing_values_are_named(atlas, counts, plan_of, tmp_path):
+    dense = counts.toarray()
+    dense[:20, :4] = np.nan
+    plan = plan_of(write(atlas, tmp_path / "a.h5ad", x=dense))
+    assert 'anndata.concat(join="outer")' in plan.warnings[0]
+    assert "fill_value=0" in plan.warnings[0]
+
+
+def test_no_cells(atlas, plan_of, tmp_path):
+    path = write(atlas, tmp_path / "a.h5ad", x=sparse.csr_matrix((0, 60), dtype=np.float32))
+    with pytest.raises(CountsError, match=r"a\.h5ad: there are no cells in it"):
+        plan_of(path)
 
 
 def test_empty_matrix_is_no_counts(atlas, plan_of, tmp_path):
@@ -125,7 +204,14 @@ def test_no_or_little_gene_overlap(atlas, columns, plan_of, tmp_path):
     plan = plan_of(path)
     assert plan.overlap == pytest.approx(20 / 60)
     assert len(plan.warnings) == 1
-    assert "20 of the model's 60 genes" in plan.warnings[0]
+    assert "20 of the model's 60 genes (33.3%) are there, with 3" in plan.warnings[0]  # of equal genes a third
+
+
+def test_few_of_the_models_genes_are_warned_of_however_small_the_panel(atlas, counts, columns, plan_of, tmp_path):
+    plan = plan_of(write(atlas, tmp_path / "a.h5ad", x=counts[:, :10], var=columns[:10]))
+    assert plan.overlap == 1
+    assert len(plan.warnings) == 1
+    assert "10 of the model's 60 genes (16.7%) are there, with 100% of a typical cell's counts" in plan.warnings[0]
 
 
 def test_small_panel_overlap_is_measured_on_the_panel(atlas, counts, columns, plan_of, tmp_path):

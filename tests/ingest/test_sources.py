@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cellray import schema
 from cellray.errors import InputError
-from cellray.ingest import find_sources
+from cellray.ingest import DatasetSource, find_sources
 
 
 @pytest.fixture
@@ -44,11 +44,49 @@ def test_kinds_ids_and_order(tree):
 def test_same_stem_gets_a_suffix_and_same_file_is_read_once(tree, monkeypatch):
     monkeypatch.chdir(tree)
     found = find_sources(["a.h5ad", "x/a.h5ad", "./x/../a.h5ad", "b.h5ad"])
-    ids = [source.dataset_id for source in found]
-    assert len(found) == 3
-    assert ids[2] == "b"
-    assert all(re.fullmatch(r"a-[0-9a-f]{8}", name) for name in ids[:2])
-    assert ids[0] != ids[1]
+    assert [source.dataset_id for source in found] == [f"{tree.name}_a", "x_a", "b"]
+
+
+def test_an_id_is_of_the_path_alone(tree):
+    """Names that every run of a pipeline has are passed over; what stands beside does not matter."""
+    paths = {
+        "p07/outs/filtered_feature_bc_matrix.h5": "p07",
+        "p12/outs/raw_feature_bc_matrix.h5": "p12",
+        "run3/outs/per_sample_outs/S1/count/sample_filtered_feature_bc_matrix.h5": "S1",
+        "Xenium9/cell_feature_matrix.h5": "Xenium9",
+        "liver.v2/matrix.h5ad": "liver.v2",
+        "sub/counts.h5ad": "counts",
+        "kidney/filtered_feature_bc_matrix/matrix.mtx": "kidney",
+        "star7/Solo.out/Gene/filtered/matrix.mtx": "star7",
+    }
+    for name in paths:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    inputs = [str((tree / name).parent if name.endswith(".mtx") else tree / name) for name in paths]
+    assert [source.dataset_id for source in find_sources(inputs)] == list(paths.values())
+    assert [find_sources([one])[0].dataset_id for one in inputs] == list(paths.values())
+
+
+def test_equal_ids_get_the_folder_that_tells_them_apart(tree):
+    paths = [tree / run / "s1" / "outs" / "filtered_feature_bc_matrix.h5" for run in ("run1", "run2")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert [one.dataset_id for one in find_sources([str(path) for path in paths])] == ["run1_s1", "run2_s1"]
+    (tree / "b.h5").touch()
+    ids = [one.dataset_id for one in find_sources([str(tree / "b.h5"), str(tree / "b.h5ad")])]
+    assert len(set(ids)) == 2
+    assert all(re.fullmatch(r"b-[0-9a-f]{8}", name) for name in ids)
+
+
+def test_content_hash_covers_all_files_of_a_dataset(tmp_path):
+    source = DatasetSource(str(tmp_path), "10x_mtx", "a", (("matrix", f"{tmp_path}/m"), ("barcodes", f"{tmp_path}/b")))
+    hashes = set()
+    for matrix, barcodes in (("1", "2"), ("1", "3"), ("2", "2")):
+        (tmp_path / "m").write_text(matrix)
+        (tmp_path / "b").write_text(barcodes)
+        hashes.add(source.content_hash())
+    assert len(hashes) == 3
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,15 @@ _ID_LENGTH = 128 - len("-12345678")
 _SNIFFERS = 8
 _PACKED = (".gz", ".zip")
 _SUFFIXES = (".h5ad", ".h5mu", ".hdf5", ".h5", ".zarr", ".loom", ".mtx", ".csv", ".tsv", ".txt", ".tab")
-_USUAL = re.compile(
+_USUAL = (
     r"(sample_)?(filtered|raw|unfiltered)([_.-](feature|gene|peak)[_.-]bc[_.-](matrix|matrices))?([_.-]h5)?"
-    r"|(cell_)?(feature|gene)_(cell_|bc_)?matri(x|ces)|matri(x|ces)|mtx|mex|outs?|outputs?|count|per_sample_outs|multi"
-    r"|solo\.out|gene(full)?(_ex50pas|_exonoverintron)?|velocyto|alevin|af_quant|quants_mat|counts_(un)?filtered"
-    r"|dge(_(un)?filtered)?|count_matrix|cells_x_genes([._](mature|nascent|ambiguous|total))?|hg19|hg38|mm10|grch3[78]",
+    r"|(cell_)?(feature|gene)_(cell_|bc_)?matri(x|ces)|matri(x|ces)|quants_mat|counts_(un)?filtered|count_matrix"
+    r"|dge(_(un)?filtered)?|cells_x_genes([._](mature|nascent|ambiguous|total))?"
+)
+_USUAL_NAME = re.compile(_USUAL, re.IGNORECASE)
+_USUAL_FOLDER = re.compile(
+    _USUAL + r"|mtx|mex|outs?|outputs?|count|per_sample_outs|multi|solo\.out|gene(full)?(_ex50pas|_exonoverintron)?"
+    r"|velocyto|alevin|af_quant|hg19|hg38|mm10|grch3[78]",
     re.IGNORECASE,
 )
 _MOST_SHOWN = 3
@@ -129,7 +133,7 @@ def _datasets(fs: fsspec.AbstractFileSystem, path: str, prefix: str) -> list[Dat
         raise InputError(msg)
     names = storage.list_files(uri)
     if path.endswith(".zarr") or not {".zgroup", "zarr.json"}.isdisjoint(names):
-        return [DatasetSource(uri, "zarr", _dataset_id(path))]
+        return [DatasetSource(uri, "zarr", _dataset_id(path, folder=True))]
     if any(name.lower().removesuffix(".gz").endswith(".mtx") for name in names):
         return _markets(path, prefix, names)
     raise InputError(_nothing_read(fs, path, uri))
@@ -145,14 +149,14 @@ def _markets(path: str, prefix: str, names: Sequence[str]) -> list[DatasetSource
     except ValueError:
         markets = []
     if not markets:  # its tables are missing, which is said when it is read
-        return [DatasetSource(uri, "10x_mtx", _dataset_id(path))]
+        return [DatasetSource(uri, "10x_mtx", _dataset_id(path, folder=True))]
     sources = []
     for market in markets:
         files = tuple((role, _child(uri, name)) for role, name in market.roles())
         whole = len(markets) == 1 and not market.prefix
         where = f"{path}/{market.prefix.rstrip('._- ')}" if market.prefix else path
         location = uri if whole else _child(uri, market.matrix)
-        sources.append(DatasetSource(location, "10x_mtx", _dataset_id(where), files))
+        sources.append(DatasetSource(location, "10x_mtx", _dataset_id(where, folder=True), files))
     return sources
 
 
@@ -172,7 +176,7 @@ def _single_market(path: str, prefix: str) -> DatasetSource:
         raise InputError(msg)
     files = tuple((role, _child(prefix + folder, one)) for role, one in market.roles())
     where = f"{folder}/{market.prefix.rstrip('._- ')}" if market.prefix else folder
-    return DatasetSource(uri, "10x_mtx", _dataset_id(where), files)
+    return DatasetSource(uri, "10x_mtx", _dataset_id(where, folder=True), files)
 
 
 def _nothing_read(fs: fsspec.AbstractFileSystem, path: str, uri: str) -> str:
@@ -211,10 +215,13 @@ def _told_apart(sources: list[DatasetSource]) -> list[DatasetSource]:
     return [replace(source, dataset_id=named[source.uri]) for source in sources]
 
 
-def _dataset_id(path: str) -> str:
+def _dataset_id(path: str, *, folder: bool = False) -> str:
     """Return the part of a path, from its end, that tells its dataset from those of other runs."""
-    parts = [_stem(part) for part in PurePosixPath(path).parts if part != "/"]
-    telling = next((part for part in reversed(parts) if not _USUAL.fullmatch(part)), parts[-1] if parts else "")
+    *folders, last = [_stem(part) for part in PurePosixPath(path).parts if part != "/"] or [""]
+    if not (_USUAL_FOLDER if folder else _USUAL_NAME).fullmatch(last):
+        telling = last
+    else:
+        telling = next((part for part in reversed(folders) if not _USUAL_FOLDER.fullmatch(part)), last)
     return _safe(telling).lstrip(".")[:_ID_LENGTH] or "dataset"
 
 

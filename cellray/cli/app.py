@@ -1,8 +1,8 @@
 """``cellray VERB``: thin verbs over the library.
 
 Contract: results go to standard output (``--json`` for machines), progress and errors to standard error, one line an
-error. Exit codes: 0 done, 1 failed, 2 usage or setting, 3 done but some datasets failed. Nothing heavy is imported
-before a verb runs.
+error. Exit codes: 0 done, 1 failed, 2 usage or setting, 3 done but some datasets failed, 130 Ctrl-C, 143 SIGTERM.
+Nothing heavy is imported before a verb runs.
 """
 
 import sys
@@ -14,11 +14,39 @@ import typer
 
 from cellray import __version__
 from cellray.cli.export import export
+from cellray.cli.inspect import inspect
+from cellray.cli.options import (
+    Address,
+    AllowNormalised,
+    AnchorKey,
+    AnchorWeight,
+    BatchKey,
+    ClusterKey,
+    DonorKey,
+    Encoders,
+    GeneKey,
+    Genome,
+    Inputs,
+    K,
+    Lam,
+    Layer,
+    MinGenes,
+    Model,
+    NPcs,
+    Precision,
+    Reason,
+    ReasonMargin,
+    ReasonShare,
+    Round,
+    ShardCells,
+    UseGraph,
+    UseRep,
+)
 from cellray.cli.plugins import plugins_app
 from cellray.cli.puzzles import puzzles_app
 from cellray.cli.reason import reason
-from cellray.cli.shared import Json, lines, print_json
-from cellray.errors import CellRayError, Terminated, one_line
+from cellray.cli.shared import Json, Quiet, Verbose, print_json, resumes, speak
+from cellray.errors import CellRayError, Interrupted, Terminated, one_line
 
 if TYPE_CHECKING:
     from cellray.pipeline import RunResult
@@ -33,45 +61,6 @@ app = typer.Typer(
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(puzzles_app, name="puzzles")
 
-_Inputs = Annotated[
-    list[str], typer.Argument(help="h5ad, zarr, 10x .h5, 10x mtx folders; paths, globs or s3://", show_default=False)
-]
-_Model = Annotated[str, typer.Option(help="`mini` (bundled), or a model folder: path or s3://")]
-_Layer = Annotated[str | None, typer.Option(help="layer with the raw counts; found by itself otherwise")]
-_GeneKey = Annotated[str | None, typer.Option(help="var column with gene ids or symbols; found by itself otherwise")]
-_Genome = Annotated[
-    str | None, typer.Option(help="genome of files that hold several, e.g. GRCh38; default: the human one")
-]
-_Round = Annotated[bool, typer.Option("--round", help="round the decimals of --layer to whole counts")]
-_AllowNormalised = Annotated[
-    bool, typer.Option("--allow-normalised", help="take log-normalised values where counts cannot be recovered")
-]
-_ClusterKey = Annotated[str | None, typer.Option(help="obs column of clusters: each gets one label, with its share")]
-_MinGenes = Annotated[int, typer.Option(help="a cell with fewer known genes is rejected")]
-_ShardCells = Annotated[int, typer.Option(help="cells of one unit of work")]
-_Encoders = Annotated[int | None, typer.Option(help="encoder actors; default one a GPU, else one for four CPUs")]
-_Precision = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: float16 on a GPU")]
-_Lam = Annotated[str, typer.Option(help="GRIT's smoothing strength: a number, or gcv or loo to choose one")]
-_K = Annotated[int, typer.Option(help="neighbours of a cell in the graph")]
-_NPcs = Annotated[int, typer.Option(help="principal components that neighbours are searched in")]
-_BatchKey = Annotated[str | None, typer.Option(help="obs column: neighbours are balanced across its values")]
-_UseRep = Annotated[str | None, typer.Option(help="obsm entry to search neighbours in, instead of components")]
-_UseGraph = Annotated[str | None, typer.Option(help="obsp entry to take as the graph")]
-_AnchorKey = Annotated[str | None, typer.Option(help="obs column with known labels of some cells")]
-_AnchorWeight = Annotated[float | None, typer.Option(help="weight of a known label; held fixed by default")]
-_Reason = Annotated[
-    str | None,
-    typer.Option(
-        help="ask a language model about uncertain groups: `mini-cell-o1`, a model folder, or a served app's URL"
-    ),
-]
-_ReasonShare = Annotated[float, typer.Option(help="share of a dataset's cells it may label, at most")]
-_ReasonMargin = Annotated[float, typer.Option(help="a cell is uncertain if (best - second) / best is below")]
-_DonorKey = Annotated[
-    str | None, typer.Option(help="obs column with donors of --reason; default donor_id if it is there")
-]
-_Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default: Ray on this machine")]
-
 
 @app.callback(invoke_without_command=True)
 def _root(*, show_version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
@@ -82,10 +71,10 @@ def _root(*, show_version: Annotated[bool, typer.Option("--version", help="print
 
 @app.command()
 def annotate(
-    inputs: _Inputs,
+    inputs: Inputs,
     *,
     out: Annotated[str, typer.Option(help="output folder, local or s3://")],
-    model: _Model = "mini",
+    model: Model = "mini",
     labels: Annotated[
         str | None, typer.Option(help="one label a line: name, Cell Ontology id, or label<TAB>text")
     ] = None,
@@ -99,35 +88,38 @@ def annotate(
     ctm_top_k: Annotated[
         int | None, typer.Option(help="match only so many most similar labels: quicker, an approximation")
     ] = None,
-    precision: _Precision = "auto",
+    precision: Precision = "auto",
     refine: Annotated[str, typer.Option(help="grit, majority, average or none")] = "grit",
-    lam: _Lam = "1.0",
-    k: _K = 15,
-    n_pcs: _NPcs = 50,
-    graph_batch_key: _BatchKey = None,
-    use_rep: _UseRep = None,
-    use_graph: _UseGraph = None,
-    anchor_key: _AnchorKey = None,
-    anchor_weight: _AnchorWeight = None,
-    reason: _Reason = None,
-    reason_share: _ReasonShare = 0.03,
-    reason_margin: _ReasonMargin = 0.5,
-    donor_key: _DonorKey = None,
-    layer: _Layer = None,
-    gene_key: _GeneKey = None,
-    genome: _Genome = None,
-    round_values: _Round = False,
-    allow_normalised: _AllowNormalised = False,
-    cluster_key: _ClusterKey = None,
-    min_genes: _MinGenes = 20,
-    shard_cells: _ShardCells = 8192,
-    encoders: _Encoders = None,
-    address: _Address = None,
+    lam: Lam = "1.0",
+    k: K = 15,
+    n_pcs: NPcs = 50,
+    graph_batch_key: BatchKey = None,
+    use_rep: UseRep = None,
+    use_graph: UseGraph = None,
+    anchor_key: AnchorKey = None,
+    anchor_weight: AnchorWeight = None,
+    reason: Reason = None,
+    reason_share: ReasonShare = 0.03,
+    reason_margin: ReasonMargin = 0.5,
+    donor_key: DonorKey = None,
+    layer: Layer = None,
+    gene_key: GeneKey = None,
+    genome: Genome = None,
+    round_values: Round = False,
+    allow_normalised: AllowNormalised = False,
+    cluster_key: ClusterKey = None,
+    min_genes: MinGenes = 20,
+    shard_cells: ShardCells = 8192,
+    encoders: Encoders = None,
+    address: Address = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Label every cell of the inputs."""
     from cellray.settings import AnnotateSettings
 
+    speak(verbose=verbose, quiet=quiet)
     settings = AnnotateSettings.checked(
         inputs=tuple(inputs),
         out=out,
@@ -162,34 +154,37 @@ def annotate(
         encoders=encoders,
         address=address,
     )
-    _run(settings, as_json=as_json)
+    _run(settings, quiet=quiet, as_json=as_json)
 
 
 @app.command()
 def embed(
-    inputs: _Inputs,
+    inputs: Inputs,
     *,
     out: Annotated[str, typer.Option(help="output folder, local or s3://")],
-    model: _Model = "mini",
+    model: Model = "mini",
     max_length: Annotated[
         int | None, typer.Option(help="longest cell in tokens, CLS included; default: the model's")
     ] = None,
     seed: Annotated[int, typer.Option(help="of scGPT's draws: genes of long cells, bins of tied values")] = 0,
-    precision: _Precision = "auto",
-    layer: _Layer = None,
-    gene_key: _GeneKey = None,
-    genome: _Genome = None,
-    round_values: _Round = False,
-    allow_normalised: _AllowNormalised = False,
-    min_genes: _MinGenes = 1,
-    shard_cells: _ShardCells = 8192,
-    encoders: _Encoders = None,
-    address: _Address = None,
+    precision: Precision = "auto",
+    layer: Layer = None,
+    gene_key: GeneKey = None,
+    genome: Genome = None,
+    round_values: Round = False,
+    allow_normalised: AllowNormalised = False,
+    min_genes: MinGenes = 1,
+    shard_cells: ShardCells = 8192,
+    encoders: Encoders = None,
+    address: Address = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Embed every cell of the inputs, without labels: obsm["X_langcell"] or obsm["X_scgpt"], by the model."""
     from cellray.settings import AnnotateSettings
 
+    speak(verbose=verbose, quiet=quiet)
     settings = AnnotateSettings.checked(
         task="embed",
         refine="none",
@@ -209,7 +204,7 @@ def embed(
         encoders=encoders,
         address=address,
     )
-    _run(settings, as_json=as_json)
+    _run(settings, quiet=quiet, as_json=as_json)
 
 
 @app.command("refine")
@@ -218,25 +213,28 @@ def refine_scores(
     *,
     out: Annotated[str, typer.Option(help="new output folder, local or s3://")],
     method: Annotated[str, typer.Option("--refine", help="grit, majority, average or none")] = "grit",
-    lam: _Lam = "1.0",
-    k: _K = 15,
-    n_pcs: _NPcs = 50,
-    graph_batch_key: _BatchKey = None,
-    use_rep: _UseRep = None,
-    use_graph: _UseGraph = None,
-    anchor_key: _AnchorKey = None,
-    anchor_weight: _AnchorWeight = None,
-    reason: _Reason = None,
-    reason_share: _ReasonShare = 0.03,
-    reason_margin: _ReasonMargin = 0.5,
-    donor_key: _DonorKey = None,
-    address: _Address = None,
+    lam: Lam = "1.0",
+    k: K = 15,
+    n_pcs: NPcs = 50,
+    graph_batch_key: BatchKey = None,
+    use_rep: UseRep = None,
+    use_graph: UseGraph = None,
+    anchor_key: AnchorKey = None,
+    anchor_weight: AnchorWeight = None,
+    reason: Reason = None,
+    reason_share: ReasonShare = 0.03,
+    reason_margin: ReasonMargin = 0.5,
+    donor_key: DonorKey = None,
+    address: Address = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Refine stored scores again with other settings, into a new output folder; the encoder does not run."""
     from cellray.pipeline import refine_again
     from cellray.pipeline.progress import showing
 
+    speak(verbose=verbose, quiet=quiet)
     changes = {
         "refine": method,
         "lam": lam,
@@ -253,47 +251,9 @@ def refine_scores(
         "donor_key": donor_key,
         "address": address,
     }
-    with showing() as progress:
+    with showing(quiet=quiet) as progress:
         result = refine_again(scored, out, changes, progress)
     _tell(result, as_json=as_json)
-
-
-@app.command()
-def inspect(
-    inputs: _Inputs,
-    *,
-    model: _Model = "mini",
-    layer: _Layer = None,
-    gene_key: _GeneKey = None,
-    genome: _Genome = None,
-    round_values: _Round = False,
-    allow_normalised: _AllowNormalised = False,
-    min_genes: _MinGenes = 20,
-    as_json: Json = False,
-) -> None:
-    """Say what would be read from the inputs and why, and which cells are bad, without running a model."""
-    from cellray.errors import DatasetError
-    from cellray.ingest import GeneIndex, count_rejects, find_sources, inspect_dataset
-    from cellray.models import checkpoints
-
-    checkpoint = checkpoints.load(model)
-    genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
-    found: list[dict[str, Any]] = []
-    failed = 0
-    for source in find_sources(inputs):
-        try:
-            plan = inspect_dataset(source, genes, layer=layer, gene_key=gene_key)
-            rejects = count_rejects(plan, min_genes=min_genes, n_slots=genes.n_genes)
-            found.append({**plan.describe(), "rejects": rejects, "n_rejected": sum(rejects.values())})
-        except DatasetError as error:
-            failed += 1
-            found.append({"dataset_id": source.dataset_id, "source": source.uri, "error": one_line(error)})
-    if as_json:
-        print_json(found)
-    else:
-        for number, facts in enumerate(found):
-            typer.echo(("\n" if number else "") + lines(facts))
-    raise typer.Exit(0 if not failed else 3 if failed < len(found) else 1)
 
 
 @app.command()
@@ -301,6 +261,8 @@ def evaluate(
     out: Annotated[str, typer.Argument(help="output folder of `cellray annotate`")],
     *,
     truth_key: Annotated[str, typer.Option(help="obs column with the true cell types")] = "cell_type",
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Compare labels with the truth, before and after refinement, and add the result to the report."""
@@ -309,6 +271,7 @@ def evaluate(
     from cellray.report import evaluate as run
     from cellray.report import evaluation_table, write_report
 
+    speak(verbose=verbose, quiet=quiet)
     evaluation = run(out, truth_key)
     report = write_report(out, evaluation=evaluation)
     if as_json:
@@ -368,6 +331,7 @@ def convert_model(
     typer.echo(f"{out_dir}: {checkpoint.genes.num_rows:,} genes, digest {digest[:12]}")
 
 
+app.command()(inspect)
 app.command()(reason)
 app.command()(export)
 
@@ -381,15 +345,20 @@ def main() -> None:
         sys.exit(error.exit_code)
     except Terminated as error:
         sys.stderr.write(f"{error}\n")
-        sys.exit(Terminated.exit_code)
+        sys.exit(error.exit_code)
+    except SystemExit as ended:
+        if ended.code == Interrupted.exit_code:
+            goes_on = "; run the same command again, it goes on where it stopped" if resumes(sys.argv[1:]) else ""
+            sys.stderr.write(f"stopped by Ctrl-C{goes_on}\n")
+        raise
 
 
-def _run(settings: "AnnotateSettings", *, as_json: bool) -> NoReturn:
+def _run(settings: "AnnotateSettings", *, quiet: bool, as_json: bool) -> NoReturn:
     """Run what ``settings`` say, show progress, and leave with the result's exit code."""
     from cellray.pipeline import annotate as run
     from cellray.pipeline.progress import showing
 
-    with showing() as progress:
+    with showing(quiet=quiet) as progress:
         result = run(settings, progress)
     _tell(result, as_json=as_json)
 
@@ -400,14 +369,7 @@ def _tell(result: "RunResult", *, as_json: bool) -> NoReturn:
     if as_json:
         print_json(summary)
     else:
-        rate = f", {result.cells_per_s:,.0f} cells/s" if result.cells_per_s else ""
-        done = (
-            f"{summary['n_annotated']:,} annotated, {summary['n_abstained']:,} abstained"
-            if result.report
-            else f"{summary['n_embedded']:,} embedded"
-        )
-        asked = f", {summary['n_reasoned']:,} by the language model" if summary["n_reasoned"] else ""
-        typer.echo(f"{summary['n_cells']:,} cells: {done}, {summary['n_rejected']:,} rejected{asked}{rate}")
+        typer.echo(_cells(result, summary))
         for dataset_id in summary["datasets"]:
             typer.echo(f"{dataset_id}: {result.out}/{dataset_id}.h5ad")
         for dataset_id, message in result.failed.items():
@@ -415,3 +377,17 @@ def _tell(result: "RunResult", *, as_json: bool) -> NoReturn:
         if result.report:
             typer.echo(f"report: {result.report}")
     raise typer.Exit(result.exit_code)
+
+
+def _cells(result: "RunResult", summary: dict[str, Any]) -> str:
+    """Return what became of the cells, in a line."""
+    if not result.finished:
+        return f"no dataset was {'annotated' if result.report else 'embedded'}"
+    rate = f", {result.cells_per_s:,.0f} cells/s" if result.cells_per_s else ""
+    done = (
+        f"{summary['n_annotated']:,} annotated, {summary['n_abstained']:,} abstained"
+        if result.report
+        else f"{summary['n_embedded']:,} embedded"
+    )
+    asked = f", {summary['n_reasoned']:,} by the language model" if summary["n_reasoned"] else ""
+    return f"{summary['n_cells']:,} cells: {done}, {summary['n_rejected']:,} rejected{asked}{rate}"

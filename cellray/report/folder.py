@@ -87,7 +87,9 @@ def read_calls(dataset: DatasetResult, labels: list[str]) -> Calls:
     }
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*columns, schema.SCORE)}
     uri = storage.join(dataset.folder, schema.ANNOTATIONS_FILE)
-    with boundary(ReadError, f"annotations of dataset {dataset.dataset_id!r}"), storage.open_read(uri) as file:
+    # A column that is not there is a KeyError.
+    what = f"annotations of dataset {dataset.dataset_id!r}"
+    with boundary(ReadError, what, KeyError), storage.open_read(uri) as file:
         for batch in pq.ParquetFile(file).iter_batches(columns=list(found)):
             for name, values in columns.items():
                 index = pc.fill_null(pc.index_in(batch[name], value_set=values), -1)
@@ -104,7 +106,8 @@ def read_calls(dataset: DatasetResult, labels: list[str]) -> Calls:
 
 def _read_dataset(out_uri: str, dataset_id: str, refining_key: str) -> DatasetResult:
     folder = storage.join(out_uri, schema.DATASETS_DIR, dataset_id)
-    with boundary(ReadError, f"dataset {dataset_id!r}"):
+    # A record that does not fit its model is a ValueError, one that is no record a KeyError or TypeError.
+    with boundary(ReadError, f"dataset {dataset_id!r}", ValueError, KeyError, TypeError):
         if storage.exists(storage.join(folder, schema.MANIFEST_FILE)):
             record = manifest.read(folder)
             if manifest.is_complete(folder, record.content_hash, refining_key):
@@ -112,5 +115,6 @@ def _read_dataset(out_uri: str, dataset_id: str, refining_key: str) -> DatasetRe
         error_file = storage.join(folder, schema.ERROR_FILE)
         if storage.exists(error_file):
             error = storage.read_json(error_file)
-            return DatasetResult(dataset_id, folder, None, f"{error['code']}: {error['message']}")
+            trace = f"; its trace is in {error_file}" if error.get("trace") else ""
+            return DatasetResult(dataset_id, folder, None, f"{error['code']}: {error['message']}{trace}")
     return DatasetResult(dataset_id, folder, None, "not finished; run the same command again to complete it")

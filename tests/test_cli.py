@@ -12,6 +12,7 @@ import pytest
 import scanpy
 
 from cellray import cli
+from cellray.cli.shared import resumes
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def broken(cells, tmp_path):
     logged = data.copy()
     scanpy.pp.normalize_total(logged)
     scanpy.pp.log1p(logged)
+    scanpy.pp.scale(logged, zero_center=False)  # no counts can be computed back from it
     logged.write_h5ad(paths["logged"])
     strange = data.copy()
     strange.var_names = [f"thing{number}" for number in range(strange.n_vars)]
@@ -140,9 +142,88 @@ def test_annotate_then_evaluate(cellray, cells, tiny_model, tmp_path):
 
 @pytest.mark.usefixtures("ray")
 def test_some_datasets_failed(cellray, cells, broken, tiny_model, tmp_path):
-    code, printed, _ = cellray("annotate", cells, broken["text"], "--out", tmp_path / "out", "--model", tiny_model)
+    code, printed, err = cellray("annotate", cells, broken["text"], "--out", tmp_path / "out", "--model", tiny_model)
     assert code == 3
     assert "text failed" in printed
+    assert "cells: 45 annotated, 3 rejected (too_few_genes 2, empty_cell 1)" in err
+    assert "most are" not in err, "few cells are rejected"
+
+
+@pytest.mark.usefixtures("ray")
+def test_all_datasets_failed(cellray, cells, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("cellray.pipeline.finish.Finishing.memory_bytes", lambda _: 10**15)
+    code, printed, _ = cellray("annotate", cells, "--out", tmp_path / "out", "--model", tiny_model, "--quiet")
+    assert code == 1
+    first, failed, report = printed.splitlines()
+    assert first == "no dataset was annotated"
+    assert failed.startswith("cells failed: ")
+    assert report.startswith("report: ")
+
+
+@pytest.mark.usefixtures("ray")
+def test_many_rejects_name_the_way_out_and_quiet_names_nothing(cellray, cells, tiny_model, tmp_path):
+    told = ["embed", cells, "--model", tiny_model, "--min-genes", 60]
+    code, printed, err = cellray(*told, "--out", tmp_path / "out")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if line.startswith("cells: ") and "embedded" in line]
+    assert "rejected (too_few_genes " in line
+    assert "cells: most are too_few_genes: " in err
+    assert "--min-genes" in err
+    code, again, err = cellray(*told, "--out", tmp_path / "quiet", "-q")
+    assert not err
+    assert again.splitlines()[0].split(" cells/s")[0].rsplit(",", 1)[0] == printed.splitlines()[0].rsplit(",", 1)[0]
+
+
+def test_verbose_shows_the_trace_of_a_bug(cellray, cells, tiny_model, tmp_path, monkeypatch):
+    def troubled(*_, **__):
+        raise AttributeError("no attribute")
+
+    monkeypatch.setattr("cellray.pipeline.run.inspect_dataset", troubled)
+    told = ["annotate", cells, "--out", tmp_path / "out", "--model", tiny_model]
+    code, _, err = cellray(*told)
+    assert code == 1
+    assert err.count("this is a bug of CellRay; its trace is in ") == 1
+    assert "Traceback" not in err
+    code, _, err = cellray(*told, "--verbose")
+    assert code == 1
+    assert "Traceback" in err
+    assert "in troubled" in err
+    monkeypatch.setattr("cellray.ingest.inspect_dataset", troubled)
+    code, printed, err = cellray("inspect", cells, "--model", tiny_model, "-v")
+    assert (code, "this is a bug of CellRay" in printed, "in troubled" in err) == (1, True, True)
+
+
+def test_verbose_and_quiet_exclude_each_other(cellray, cells, tiny_model):
+    code, _, err = cellray("inspect", cells, "--model", tiny_model, "-v", "-q")
+    assert code == 2
+    assert err == "error: --verbose and --quiet exclude each other; give one\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["annotate", "a.h5ad", "--out", "out"], "stopped by Ctrl-C; run the same command again, it goes on where"),
+        (["evaluate", "out"], "stopped by Ctrl-C\n"),
+    ],
+)
+def test_ctrl_c_says_whether_the_same_command_goes_on(cellray, monkeypatch, words, says):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cellray.settings.AnnotateSettings.checked", interrupted)
+    monkeypatch.setattr("cellray.report.evaluate", lambda *_: interrupted())
+    code, printed, err = cellray(*words)
+    assert code == 130
+    assert not printed
+    assert err.startswith(says)
+    assert err.count("\n") == 1
+
+
+def test_verbs_that_go_on():
+    assert resumes(["puzzles", "solve", "p.parquet"])
+    assert resumes(["reason", "a.h5ad"])
+    assert not resumes(["puzzles", "score", "p.parquet"])
+    assert not resumes(["--version"])
 
 
 def test_inspect(cellray, cells, broken, tiny_model):
@@ -151,11 +232,13 @@ def test_inspect(cellray, cells, broken, tiny_model):
     good, bad = json.loads(printed)
     assert good["layer"] == "X"
     assert good["rejects"] == {"empty_cell": 1, "too_few_genes": 2}
+    assert "advice" not in good
     assert good["n_genes_known"] == 300
     assert "--layer" in bad["error"]
-    code, printed, _ = cellray("inspect", cells, "--model", tiny_model)
+    code, printed, _ = cellray("inspect", cells, "--model", tiny_model, "--min-genes", 60)
     assert code == 0
     assert "ensembl" in printed
+    assert "most are too_few_genes: " in printed
 
 
 def test_convert_model(cellray, golden, tmp_path):

@@ -58,6 +58,24 @@ def test_driver_killed_then_stopped(many, tiny_model, tmp_path, undisturbed):
     assert len(redone) <= 1
 
 
+@pytest.mark.timeout(300)
+def test_ctrl_c_says_that_the_same_command_goes_on(many, tiny_model, tmp_path):
+    out = tmp_path / "out"
+    scores = out / "datasets" / "many" / "scores"
+    with (tmp_path / "said").open("w") as said:
+        # As from a terminal, the signal goes to all of the command's processes.
+        driver = subprocess.Popen(
+            command(many, out, tiny_model), stderr=said, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+    wait_for(lambda: (scores.is_dir() and list(scores.glob("part-*"))) or driver.poll() is not None)
+    assert driver.poll() is None, "the run ended before it could be stopped"
+    os.killpg(driver.pid, signal.SIGINT)
+    assert driver.wait(60) == 130
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert lines[-1] == "stopped by Ctrl-C; run the same command again, it goes on where it stopped"
+    assert not any("Traceback" in line for line in lines)
+
+
 @pytest.mark.timeout(600)
 def test_encoder_killed(many, tiny_model, tmp_path, undisturbed):
     out = tmp_path / "out"

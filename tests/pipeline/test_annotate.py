@@ -239,13 +239,24 @@ def test_bad_settings_leave_nothing_behind(cells, tiny_model, tmp_path):
         assert not out.exists()
 
 
-def test_normalised_counts(cells, tiny_model, tmp_path):
+def test_counts_that_can_be_computed_back_give_the_same_labels(cells, annotated, tiny_model, tmp_path):
     data = anndata.read_h5ad(cells)
     scanpy.pp.normalize_total(data)
     scanpy.pp.log1p(data)
     data.write_h5ad(tmp_path / "logged.h5ad")
-    with pytest.raises(CountsError, match=r"logged\.h5ad.*--layer"):
-        run([tmp_path / "logged.h5ad"], tmp_path / "out", tiny_model)
+    run([tmp_path / "logged.h5ad"], tmp_path / "out", tiny_model, shard_cells=20)
+    found, expected = annotations(tmp_path / "out", "logged"), annotations(annotated, "cells")
+    assert found[schema.CELL_TYPE].equals(expected[schema.CELL_TYPE])
+
+
+def test_scaled_values_are_refused(cells, tiny_model, tmp_path):
+    data = anndata.read_h5ad(cells)
+    scanpy.pp.normalize_total(data)
+    scanpy.pp.log1p(data)
+    scanpy.pp.scale(data)
+    data.write_h5ad(tmp_path / "scaled.h5ad")
+    with pytest.raises(CountsError, match=r"scaled\.h5ad.*--layer"):
+        run([tmp_path / "scaled.h5ad"], tmp_path / "out", tiny_model)
     assert not (tmp_path / "out").exists()
 
 

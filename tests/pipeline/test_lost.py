@@ -16,10 +16,10 @@ from ray.exceptions import OutOfMemoryError
 from cellray.errors import InternalError, LostError
 from cellray.pipeline import annotate
 from cellray.pipeline import drive as drive_module
-from cellray.pipeline.finish import Finishing
+from cellray.pipeline.finish import Finishing, Labelled
 from cellray.pipeline.progress import Lines, Silent
 from cellray.pipeline.tally import Notes, Tally, counted
-from cellray.pipeline.tasks import Call, Calls
+from cellray.pipeline.tasks import Call, Calls, Labelling
 from cellray.settings import AnnotateSettings
 
 pytestmark = pytest.mark.usefixtures("ray")
@@ -145,6 +145,44 @@ def test_a_bug_while_reading_ends_its_dataset(cells, tiny_model, tmp_path, monke
     assert file.getvalue().count("this is a bug of CellRay") == 1
     error = json.loads((tmp_path / "out" / "datasets" / "bug" / "error.json").read_text())
     assert "in troubled" in error["trace"]
+
+
+class Fatal(Labelled):
+    """The first half of a dataset, whose second half dies of it."""
+
+    def __getattribute__(self, name):
+        if name == "job":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getattribute__(name)
+
+
+def test_a_lost_second_half_is_done_from_the_first_again(cells, tiny_model, tmp_path, monkeypatch):
+    jobs, finishing = [], drive_module.Finishing
+
+    def kept(*arguments):
+        jobs.append(finishing(*arguments))
+        return jobs[-1]
+
+    monkeypatch.setattr(drive_module, "Finishing", kept)
+    inputs = copies(cells, tmp_path, "a")
+    run(inputs, tmp_path / "out", tiny_model, Silent())
+    before = (tmp_path / "out" / "datasets" / "a" / "annotations.parquet").read_bytes()
+    labelling, calls = Labelling(jobs[0], "", 1 << 30), Calls(lambda _: None)
+    calls.begin(labelling.call())
+    assert ended(calls) == []
+    labelled = ray_library.get(labelling.labelled)
+    labelling.labelled = ray_library.put(Fatal(*(getattr(labelled, name) for name in Labelled.__dataclass_fields__)))
+    calls.begin(labelling.publishing({}))
+    assert ended(calls).n_annotated == 45
+    assert (tmp_path / "out" / "datasets" / "a" / "annotations.parquet").read_bytes() == before
+
+
+def ended(calls):
+    """Return the result of the one task under way."""
+    while calls:
+        for _, outcome in calls.ended(timeout_s=5):
+            return outcome
+    return None
 
 
 def test_calls_name_what_killed_a_task():

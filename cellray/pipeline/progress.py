@@ -17,6 +17,7 @@ from cellray.log import SHOWN, logger
 
 _LINE_EVERY_S = 10.0
 _GUESS_S: Final = 20.0
+_STEADY_S: Final = 3.0
 _ANNOUNCE_S: Final = 2.0
 
 
@@ -101,7 +102,7 @@ class Count:
     def rate(self) -> float | None:
         """Cells a second of this run, None before there is anything to go by."""
         now = time.monotonic()
-        if self._first is not None and now - self._first[0] >= 1 and self.done > self._first[1]:
+        if self._first is not None and now - self._first[0] >= _STEADY_S and self.done > self._first[1]:
             return (self.done - self._first[1]) / (now - self._first[0])
         if now - self._started >= 1 and self.done > self._before:
             return (self.done - self._before) / (now - self._started)
@@ -138,12 +139,15 @@ class Lines(Silent):
         self._timer: threading.Timer | None = None
 
     def stage(self, name: str) -> None:
-        """Print the stage when the next line comes or it takes long: what fails at once says that alone."""
+        """Print the stage; the first once a line follows or it takes long: what fails at once says that alone."""
         with self._lock:
             if name == self._stage:
                 return
             self._announce()
             self._stage = name
+            if self._announced:
+                self._announce()
+                return
             self._timer = threading.Timer(_ANNOUNCE_S, self._announce)
             self._timer.daemon = True
             self._timer.start()
@@ -229,7 +233,8 @@ class _Live(Silent):
 
     def stage(self, name: str) -> None:
         """Show the stage beside the bar."""
-        self.bars.update(self._task, description=name)
+        # At once, for standard error is closed for the moment in which Ray's core starts.
+        self.bars.update(self._task, description=name, refresh=True)
 
     def start(self, n_cells: int, n_done: int, unit: str = "cells") -> None:
         """Begin counting."""
@@ -270,7 +275,7 @@ class Logged(Silent):
 
     def stage(self, name: str) -> None:
         """Show and log the stage."""
-        logger("pipeline").debug("stage: %s", name)
+        logger("pipeline").debug("stage: %s", name, extra=self._extra)
         getattr(self._shown, "stage", super().stage)(name)
 
     def start(self, n_cells: int, n_done: int, unit: str = "cells") -> None:

@@ -79,6 +79,7 @@ class Tally:
         self._progress = progress
         self._lock = threading.Lock()
         self._ended: set[tuple[int, int]] = set()
+        self._hand: dict[tuple[int, int], int] = {}
         self._active: set[str] = set()
         self._encoding = False
         self._shown = ""
@@ -114,6 +115,7 @@ class Tally:
         """Count a shard that has come out, the cells of which are scored or will not be."""
         with self._lock:
             self._ended.add((dataset, start))
+            self._hand.pop((dataset, start), None)
             if scored:
                 self._progress.advance(n_cells)
             else:
@@ -136,13 +138,13 @@ class Tally:
         notes = [internal_kv._internal_kv_get(key, namespace=_NAMESPACE) for key in found]
         known = [json.loads(note) for note in notes if note]
         with self._lock:
-            hand: dict[tuple[int, int], int] = {}
             for kind, *told in known:
                 if kind == "shard" and (told[0], told[1]) not in self._ended:
-                    # A shard that a lost encoder had begun and another does again is counted once.
-                    hand[told[0], told[1]] = max(told[2], hand.get((told[0], told[1]), 0))
+                    # A shard that a lost encoder had begun and another does again is counted once, and one that is
+                    # being written is kept although its encoder is at the next.
+                    self._hand[told[0], told[1]] = max(told[2], self._hand.get((told[0], told[1]), 0))
             if self._encoding:
-                self._progress.in_hand(sum(hand.values()))
+                self._progress.in_hand(sum(self._hand.values()))
             else:
                 self._show([told[1] for kind, *told in known if kind == "stage" and told[0] in self._active])
 

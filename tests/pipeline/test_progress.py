@@ -95,7 +95,7 @@ def test_stages_are_lines_once_something_comes_of_them():
     lines.stage("encoding")
     lines.stage("refining")
     lines.close()
-    assert file.getvalue().splitlines() == ["reading", "liver: 3 cells", "encoding"]
+    assert file.getvalue().splitlines() == ["reading", "liver: 3 cells", "encoding", "refining"]
 
 
 def test_a_stage_that_takes_long_is_said(monkeypatch):

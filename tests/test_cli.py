@@ -138,6 +138,15 @@ def test_annotate_then_evaluate(cellray, cells, tiny_model, tmp_path):
     code, printed, _ = cellray("evaluate", out, "--truth-key", "cell_type")
     assert code == 0
     assert "report" in printed
+    with h5py.File(out / "cells.h5ad", "r+") as file:
+        file["obs/strange"] = ["zorn"] * 48
+        file["obs/strange"].attrs["encoding-type"] = "string-array"
+        file["obs/strange"].attrs["encoding-version"] = "0.2.0"
+        file["obs"].attrs["column-order"] = [*file["obs"].attrs["column-order"], "strange"]
+    code, printed, err = cellray("evaluate", out, "--truth-key", "strange", "--json")
+    assert code == 1
+    assert json.loads(printed)["overall"]["n_scored"] == 0
+    assert err.startswith("error: no truth in obs['strange'] is a label of this run ('zorn'); ")
 
 
 @pytest.mark.usefixtures("ray")

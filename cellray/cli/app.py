@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from cellray.pipeline import RunResult
     from cellray.settings import AnnotateSettings
 
+_EXAMPLES = 3
+
 app = typer.Typer(
     help="Annotate every cell of a single-cell atlas: raw counts in, cell-type labels with scores out.",
     no_args_is_help=True,
@@ -279,6 +281,9 @@ def evaluate(
     else:
         Console().print(evaluation_table(evaluation))
         typer.echo(f"report: {report}")
+    if not evaluation["overall"]["n_scored"]:
+        typer.echo(f"error: {_unscored(evaluation)}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -391,3 +396,15 @@ def _cells(result: "RunResult", summary: dict[str, Any]) -> str:
     )
     asked = f", {summary['n_reasoned']:,} by the language model" if summary["n_reasoned"] else ""
     return f"{summary['n_cells']:,} cells: {done}, {summary['n_rejected']:,} rejected{asked}{rate}"
+
+
+def _unscored(evaluation: dict[str, Any]) -> str:
+    """Return why no cell at all could be compared with the truth, and the way out."""
+    key, outside = evaluation["truth_key"], evaluation["overall"]["outside"]
+    if not outside:
+        return f"no annotated cell has a truth in obs[{key!r}]; pass --truth-key with another column"
+    most = sorted(outside, key=lambda name: (-outside[name], name))[:_EXAMPLES]
+    return (
+        f"no truth in obs[{key!r}] is a label of this run ({', '.join(map(repr, most))}); rename them to the labels in "
+        "the report, or pass --truth-key with another column"
+    )

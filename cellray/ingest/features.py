@@ -23,6 +23,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"peak|chromatin|atac", "peaks"),
     (r"spike", "spike-ins"),
     (r"control|codeword|blank|deprecated", "controls of an imaging panel"),
+    (r"unspliced", "columns of unspliced counts"),
     (r"custom|antigen|vdj|barcode", "other features"),
 )
 _BY_NAME: tuple[tuple[re.Pattern[str], str], ...] = (

@@ -22,6 +22,7 @@ import fsspec
 
 from cellray import storage
 from cellray.errors import InputError, one_line
+from cellray.ingest import tree
 from cellray.ingest.formats import KNOWN, Kind, file_kind
 
 _ID_LENGTH = 128 - len("-12345678")
@@ -30,12 +31,12 @@ _PACKED = (".gz", ".zip")
 _SUFFIXES = (".h5ad", ".h5mu", ".hdf5", ".h5", ".zarr", ".loom", ".mtx", ".csv", ".tsv", ".txt", ".tab")
 _USUAL = (
     r"(sample_)?(filtered|raw|unfiltered)([_.-](feature|gene|peak)[_.-]bc[_.-](matrix|matrices))?([_.-]h5)?"
-    r"|(cell_)?(feature|gene)_(cell_|bc_)?matri(x|ces)|matri(x|ces)|quants_mat|counts_(un)?filtered|count_matrix"
+    r"|(cell_)?(feature|gene)_(cell_|bc_)?matri(x|ces)|matri(x|ces)|quants(_mat)?|counts_(un)?filtered|count_matrix"
     r"|dge(_(un)?filtered)?|cells_x_genes([._](mature|nascent|ambiguous|total))?"
 )
 _USUAL_NAME = re.compile(_USUAL, re.IGNORECASE)
 _USUAL_FOLDER = re.compile(
-    _USUAL + r"|mtx|mex|outs?|outputs?|count|per_sample_outs|multi|solo\.out|gene(full)?(_ex50pas|_exonoverintron)?"
+    _USUAL + r"|outs?|outputs?|count|per_sample_outs|multi|solo\.out|gene(full)?(_ex50pas|_exonoverintron)?"
     r"|velocyto|alevin|af_quant|hg19|hg38|mm10|grch3[78]",
     re.IGNORECASE,
 )
@@ -141,14 +142,16 @@ def _datasets(fs: fsspec.AbstractFileSystem, path: str, prefix: str) -> list[Dat
 
 def _markets(path: str, prefix: str, names: Sequence[str]) -> list[DatasetSource]:
     """Return the Matrix Market datasets of a folder."""
-    from cellray.ingest.market import find_markets
+    from cellray.ingest.market_files import find_markets
 
     uri = prefix + path
     try:
         markets = find_markets(names)
-    except ValueError:
-        markets = []
-    if not markets:  # its tables are missing, which is said when it is read
+    except tree.RefusedError as error:
+        if sum(".mtx" in name.lower() for name in names) > 1:
+            msg = f"input {uri!r}: {one_line(error)}"
+            raise InputError(msg) from error
+        # What is missing is said when the dataset is read, which then fails alone.
         return [DatasetSource(uri, "10x_mtx", _dataset_id(path, folder=True))]
     sources = []
     for market in markets:
@@ -162,7 +165,7 @@ def _markets(path: str, prefix: str, names: Sequence[str]) -> list[DatasetSource
 
 def _single_market(path: str, prefix: str) -> DatasetSource:
     """Return the dataset of one Matrix Market file, its name tables being in the same folder."""
-    from cellray.ingest.market import find_markets
+    from cellray.ingest.market_files import find_markets
 
     folder, _, name = path.rpartition("/")
     uri = prefix + path

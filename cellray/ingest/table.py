@@ -84,7 +84,7 @@ class TableReader(Reader):
         if len(heading) == width - 1:
             heading = ["", *heading]
         self._heading = heading
-        self._text = [at for at in range(width) if any(not _NUMBER.fullmatch(row[at]) for row in rows if at < len(row))]
+        self._text = [at for at in range(width) if _is_text([row[at] for row in rows if at < len(row)])]
         numbered = bool(self._text) and self._text[0] > 0 and heading[0].strip().lower() in ("", "x", "index")
         self._names_at = self._text[0] if numbered or 0 in self._text else 0
         left_out = {*self._text, self._names_at, *range(self._names_at)}
@@ -203,6 +203,11 @@ class TableReader(Reader):
             except ValueError as error:
                 msg = f"a row after row {row0} is no row of numbers ({error})"
                 raise tree.RefusedError(f"{msg}; every field but the names must be a count") from error
+
+
+def _is_text(fields: Sequence[str]) -> bool:
+    """Whether most fields are no numbers; a column of numbers with a few words is a fault, not a column of text."""
+    return sum(not _NUMBER.fullmatch(field) for field in fields) > len(fields) / 2
 
 
 def _split(line: str, delimiter: str) -> list[str]:

@@ -85,6 +85,7 @@ MANIFEST_FILE: Final = "manifest.json"
 SUCCESS_FILE: Final = "_SUCCESS"
 ERROR_FILE: Final = "error.json"
 STOP_FILE: Final = "_stop"
+OUTPUTS_FILE: Final = "_outputs.json"
 
 DATASET_ID_PATTERN: Final = r"[A-Za-z0-9._-]{1,128}"
 

@@ -16,6 +16,7 @@ from typing import Any
 from cellray import storage
 from cellray.errors import CellRayError, one_line
 from cellray.puzzles.engine import check_model, locate
+from cellray.targets import reserve
 from cellray.train.posttraining.craft import CraftConfig, lessons
 from jobs.sft import fine_tune, run_name, tell
 from jobs.training import add_arguments
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def craft(config: CraftConfig, given: argparse.Namespace) -> dict[str, Any]:
     """Run what is left of the stages; returns what to print."""
     check_model(config.model)
+    reserve(given.out, [f"{number}-{stage.name}" for number, stage in enumerate(config.stages, 1)], [config.model])
     form = config.sentence_form()
     taught = lessons(config, form)
     model, stages = str(Path(locate(config.model)).resolve()), {}

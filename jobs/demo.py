@@ -17,6 +17,7 @@ from cellray.pipeline import annotate
 from cellray.pipeline.progress import showing
 from cellray.report import evaluate, write_report
 from cellray.settings import AnnotateSettings
+from cellray.targets import reserve
 
 TRUTH = "bulk_labels"
 TERMS = {
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     out: Path = given.out
     try:
+        reserve(out / "input", ("pbmc68k.h5ad", "labels.txt"))
         cells, labels = prepare(out / "input")
         with showing() as progress:
             result = annotate(

@@ -20,7 +20,8 @@ from cellray.puzzles import records
 from cellray.puzzles.engine import EngineSettings, check_model, locate
 from cellray.puzzles.puzzle import Puzzle
 from cellray.settings import checked
-from cellray.train.posttraining.distill import Actors, Asking, LocalTeacher, Order, ServedTeacher, distil
+from cellray.targets import reserve
+from cellray.train.posttraining.distill import PARTS, Actors, Asking, LocalTeacher, Order, ServedTeacher, distil
 from jobs.sft import tell
 
 DISTILLED, ACCEPTANCE = "distilled.parquet", "acceptance.json"
@@ -65,6 +66,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         seed=given.seed,
     )
     puzzles = [puzzle for uri in given.puzzles for puzzle in records.read(uri)]
+    reserve(given.out, (DISTILLED, ACCEPTANCE, PARTS), given.puzzles)
     if given.url is not None:
         order = Order(given.out, f"{given.url} {given.model}", asking, together=given.together)
         kept, facts = asyncio.run(distil(order, ServedTeacher(given.url, given.model, given.timeout), puzzles))

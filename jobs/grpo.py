@@ -24,6 +24,7 @@ from cellray.puzzles import records
 from cellray.puzzles.engine import check_model
 from cellray.puzzles.puzzle import Puzzle
 from cellray.report.curves import write_curves
+from cellray.targets import reserve
 from cellray.train.checkpoint import restore
 from cellray.train.posttraining.config import GRPOConfig
 from cellray.train.posttraining.examples import prompt_tokens
@@ -32,7 +33,7 @@ from cellray.train.posttraining.metrics import FILE
 from cellray.train.posttraining.policy import Policy, context_of, open_tokenizer
 from cellray.train.posttraining.rewards import REWARDS, Reward
 from cellray.train.posttraining.writers import start_rollouts
-from jobs.sft import run_name, tell, write
+from jobs.sft import OUTPUTS, run_name, tell, write
 from jobs.training import add_arguments, trained
 
 REPORT = "report.html"
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = GRPOJob.read(given.config)
         check_model(config.model)
+        reserve(given.out, (*OUTPUTS, FILE, REPORT), (config.model, *config.puzzles))
         puzzles = [puzzle for uri in config.puzzles for puzzle in records.read(uri)]
         facts = reinforce(config, puzzles, REWARDS[config.reward], given, given.out)
     except CellRayError as error:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from cellray.errors import CellRayError, one_line
+from cellray.targets import reserve
 from cellray.train.posttraining.merge import merge
 
 
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     given = parser.parse_args(arguments)
     try:
+        reserve(given.out, None, (given.model, given.adapter))
         merge(given.model, given.adapter, given.out)
     except CellRayError as error:
         sys.stderr.write(f"error: {one_line(error)}\n")

@@ -20,6 +20,7 @@ from cellray.labels.candidates import Label, prompt
 from cellray.labels.ontology import Ontology
 from cellray.models import checkpoints
 from cellray.models.langcell_folder import LangCellCheckpoint
+from cellray.targets import check_model_folder, reserve
 from cellray.train.checkpoint import restore
 from cellray.train.config import Architecture, PretrainConfig, PuzzleLMConfig, ScGPTPretrainConfig
 from cellray.train.prepare import prepare
@@ -45,6 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         architecture = Architecture.read(given.config).architecture
+        if architecture == "qwen2":
+            reserve(given.out, None, [given.data])
+        else:
+            check_model_folder(given.out)
         if architecture == "scgpt":
             scgpt(ScGPTPretrainConfig.read(given.config, epochs=given.epochs), given)
         elif architecture == "qwen2":

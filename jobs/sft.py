@@ -20,6 +20,7 @@ from cellray import storage
 from cellray.errors import CellRayError, one_line
 from cellray.puzzles import records
 from cellray.puzzles.engine import check_model, locate
+from cellray.targets import reserve
 from cellray.train.checkpoint import restore
 from cellray.train.loop import Course
 from cellray.train.posttraining.config import SFTConfig
@@ -27,6 +28,9 @@ from cellray.train.posttraining.examples import Dialogue, dialogue, examples, th
 from cellray.train.posttraining.policy import Policy, context_of, open_tokenizer
 from cellray.train.posttraining.sft import SFTInput, sft_worker, split
 from jobs.training import add_arguments, trained
+
+OUTPUTS = ("model", "adapter", "training.json")
+"""What ``write`` leaves in the output folder."""
 
 
 class SFTJob(SFTConfig):
@@ -46,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = SFTJob.read(given.config)
         check_model(config.model)
+        reserve(given.out, OUTPUTS, (config.model, *config.puzzles))
         solved = [puzzle for uri in config.puzzles for puzzle in records.read(uri)]
         rng = np.random.default_rng([config.seed, 2])
         solved = [thinned(one, config.most_dropped, rng) for one in solved * config.variants]

@@ -104,7 +104,7 @@ def _step(atlas: str, entry: Entry, settings: AnnotateSettings, common: dict[str
             if len(sources) != 1:
                 msg = f"{entry.uri!r} names {len(sources)} datasets; give each an entry of its own"
                 raise InputError(msg)
-            fingerprint = {**common, "content": storage.content_hash(sources[0].uri)}
+            fingerprint = {**common, "content": sources[0].content_hash()}
         return _decided(Versions(atlas, entry.id), entry, settings, fingerprint)
     except CellRayError as error:
         return Step(entry, settings, "failed", (one_line(error),))

@@ -49,13 +49,16 @@ def build(
     from cellray.ingest import find_sources
     from cellray.puzzles import records
     from cellray.puzzles.audit import audit as compare
-    from cellray.puzzles.build import BuildSettings, split_kind
+    from cellray.puzzles.build import SPLITS, BuildSettings, split_kind
     from cellray.puzzles.build import build as draw
     from cellray.puzzles.cells import Ranking, read_ranked
+    from cellray.targets import reserve
 
     if split_by not in ("auto", "donor", "cell") or not 0 < held_out < 0.5:
         msg = f"--split-by {split_by!r}, --held-out {held_out}: auto, donor or cell, and a share below 0.5"
         raise SettingError(msg)
+    sources = find_sources(inputs)
+    reserve(out, [f"{split}.parquet" for split in SPLITS] + ["build.json"], [source.uri for source in sources])
     ranking = Ranking(label_key, donor_key, batch_key, layer, gene_key, top_genes, all_genes, official)
     settings = BuildSettings(
         min_cells,
@@ -67,7 +70,6 @@ def build(
         official,
         seed=seed,
     )
-    sources = find_sources(inputs)
     sets = [read_ranked(source, ranking) for source in sources]
     found = draw(sets, settings)
     for split, puzzles in found.items():
@@ -76,7 +78,7 @@ def build(
         "ranking": asdict(ranking),
         "settings": asdict(settings),
         "split": split_kind(sets, settings),
-        "sources": {source.dataset_id: storage.content_hash(source.uri) for source in sources},
+        "sources": {source.dataset_id: source.content_hash() for source in sources},
         "left_out": {cells.dataset: dict(cells.left_out) for cells in sets},
         "splits": compare(found),
     }
@@ -136,13 +138,15 @@ def solve(
     """Solve puzzles in bulk, with a language model on vLLM or, without --model, by --baseline alone."""
     from cellray import storage
     from cellray.pipeline.progress import showing
-    from cellray.pipeline.solving import SolveOrder, solve_puzzles
+    from cellray.pipeline.solving import ANSWERS_FILE, SolveOrder, solve_puzzles
     from cellray.puzzles import records
     from cellray.puzzles.centroid import Profiles
     from cellray.puzzles.engine import EngineSettings
     from cellray.puzzles.reasoner import check, is_url
     from cellray.puzzles.solve import SolveSettings
+    from cellray.schema import PARTS_DIR
     from cellray.settings import checked
+    from cellray.targets import reserve
 
     if model is not None:
         check(model)
@@ -167,6 +171,7 @@ def solve(
         engines=engines,
     )
     asked = records.read(puzzles)[:limit]
+    reserve(out, (ANSWERS_FILE, PARTS_DIR), [puzzles])
     with showing() as progress:
         answers = solve_puzzles(order, asked, progress, address)
     counts = {pair["values"]: pair["counts"] for pair in answers["status"].value_counts().to_pylist()}

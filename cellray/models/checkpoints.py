@@ -26,6 +26,7 @@ from cellray.errors import ModelError, one_line
 from cellray.models.folders import BUNDLED, digest, files, locate
 from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.models.scgpt_folder import ScGPTCheckpoint
+from cellray.targets import check_model_folder
 
 __all__ = ["BUNDLED", "Checkpoint", "load", "load_langcell", "locate", "save"]
 
@@ -57,7 +58,8 @@ def load_langcell(model: str) -> LangCellCheckpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-    """Write ``checkpoint`` as a model folder, weights in ``dtype``."""
+    """Write ``checkpoint`` as a model folder, weights in ``dtype``; a folder with other content is refused."""
+    check_model_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "format": checkpoint.FORMAT,

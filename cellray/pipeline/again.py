@@ -10,9 +10,11 @@ from typing import Any
 from cellray import manifest as manifests
 from cellray import schema, storage
 from cellray.errors import InputError, SettingError, one_line
+from cellray.ingest import find_sources
 from cellray.pipeline.progress import Progress
 from cellray.pipeline.run import RunResult, annotate
 from cellray.settings import AnnotateSettings, RefineSettings
+from cellray.targets import check_run
 
 
 def refine_again(scored: str, out: str, changes: dict[str, Any], progress: Progress | None = None) -> RunResult:
@@ -43,6 +45,7 @@ def refine_again(scored: str, out: str, changes: dict[str, Any], progress: Progr
         raise SettingError(msg)
     fresh = {**RefineSettings().model_dump(), "encoders": None, "out": out}
     settings = AnnotateSettings.checked(**{**info["settings"], **fresh, **changes})
+    check_run(out, find_sources(settings.inputs, settings.genome))
     for dataset_id in info["datasets"]:
         _copy_scores(
             storage.join(scored, schema.DATASETS_DIR, dataset_id), storage.join(out, schema.DATASETS_DIR, dataset_id)

@@ -30,6 +30,7 @@ from cellray.reasoner.cells import NamedCells
 from cellray.reasoner.form import SentenceForm
 from cellray.reasoner.reason import ReasonSettings, reasoned
 from cellray.reasoner.score import Pairs, scored
+from cellray.targets import reserve
 from cellray.write import part_name
 
 _STAGED_CELLS = 8192
@@ -100,7 +101,10 @@ def reason_cells(
     check_model(order.engine.model)
     check_vllm()
     result = ReasonResult(order.out)
-    opened = _open(find_sources(inputs), order, result, progress, truth_key)
+    sources = find_sources(inputs)
+    tables = [f"{source.dataset_id}.parquet" for source in sources]
+    reserve(order.out, (*tables, schema.PARTS_DIR), [source.uri for source in sources])
+    opened = _open(sources, order, result, progress, truth_key)
     pieces = [_pieces(order, number, cells) for number, cells in enumerate(opened)]
     todo = [piece for cells, own in zip(opened, pieces, strict=True) for piece in _missing(order, cells, own)]
     n_cells, n_todo = (sum(one.stop - one.start for one in some) for some in (chain(*pieces), todo))

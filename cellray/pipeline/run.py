@@ -37,6 +37,7 @@ from cellray.plugins.router import Chosen, scgpt_base, union_labels
 from cellray.puzzles.engine import BUNDLED
 from cellray.puzzles.reasoner import identify, is_url
 from cellray.settings import AnnotateSettings
+from cellray.targets import check_run
 
 _VERSIONED = ("anndata", "numpy", "pyarrow", "ray", "scanpy", "scipy", "torch")
 _INSPECTORS = 8
@@ -110,6 +111,7 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     labels = label_set(settings, checkpoint) if chosen is None else plugin_labels(settings, checkpoint, chosen)
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
     sources = find_sources(settings.inputs, genome=settings.genome)
+    check_run(settings.out, sources)
     settings = _from_anywhere(settings)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     plans, errors = _inspect(sources, genes, settings, progress, integers=_counts_only(settings, checkpoint))

@@ -26,7 +26,8 @@ class ShardRecord(BaseModel):
 class Manifest(BaseModel):
     """One dataset's output. ``plan`` says what was read and why, ``seconds`` is wall time by stage.
 
-    ``reasoning`` counts groups and cells by what became of them, where a language model was asked.
+    ``reasoning`` counts groups and cells by what became of them, where a language model was asked. ``clusters`` has the
+    label of each cluster of ``key``, the ``obs`` column that the user gave.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,6 +50,7 @@ class Manifest(BaseModel):
     plan: dict[str, Any]
     refinement: dict[str, Any] | None
     reasoning: dict[str, Any] | None = None
+    clusters: dict[str, Any] | None = None
     seconds: dict[str, float]
     warnings: list[str]
     versions: dict[str, str]

@@ -2,8 +2,9 @@
 
 Contract: the result is a pure function of the part files, the dataset, the refinement settings and what a language
 model said, so doing it again after a crash gives the same annotations. Files appear in the order annotations, view,
-annotated copy, manifest, ``_SUCCESS``. Memory is that of refinement, and without refinement that of one part. It comes
-in two halves, ``label`` and ``publish``, because the language model answers for all datasets at once in between.
+annotated copy, manifest, ``_SUCCESS``; of a dataset whose cells were all rejected none does, it has failed. Memory is
+that of refinement, and without refinement that of one part. It comes in two halves, ``label`` and ``publish``, because
+the language model answers for all datasets at once in between; ``conclude`` is the second one without its files.
 """
 
 import hashlib
@@ -18,16 +19,19 @@ import pyarrow.compute as pc
 
 from cellray import manifest as manifests
 from cellray import schema, storage
-from cellray.errors import WriteError, boundary
-from cellray.ingest import DatasetPlan, read_rows
-from cellray.ingest.reader import open_dataset
+from cellray.errors import NoLabelError
+from cellray.ingest import DatasetPlan, read_obs_text
+from cellray.ingest.rejects import reasons, way_out
 from cellray.manifest import Manifest, ShardRecord
+from cellray.pipeline.annotated_copy import write_copy
 from cellray.pipeline.order import WorkOrder
 from cellray.pipeline.reasoning import Inquiry, Verdicts, inquire, settle
+from cellray.pipeline.stages import DRAWING, entering
 from cellray.schema import Source, Status
 
 if TYPE_CHECKING:
-    from cellray.write import Counts
+    from cellray.refine.grit import Refinement
+    from cellray.write import ClusterLabels, Counts, Results
 
 _VIEW_CELLS = 5000
 _PLAIN_BYTES = 1 << 30  # libraries and one part
@@ -53,6 +57,11 @@ class Finishing:
         """The part files in row order."""
         return [storage.join(self.folder, schema.SCORES_DIR, shard.name) for shard in self.shards]
 
+    @property
+    def annotations(self) -> str:
+        """The annotation table."""
+        return storage.join(self.folder, schema.ANNOTATIONS_FILE)
+
     def memory_bytes(self) -> int:
         """Upper estimate of what ``finish`` needs, for the scheduler."""
         if self.order.refining.refine == "none":
@@ -74,29 +83,40 @@ class Labelled:
     inquiry: Inquiry
 
 
+@dataclass(frozen=True)
+class Concluded:
+    """A dataset with all that is known of it: the manifest to be, and what its AnnData gains."""
+
+    manifest: Manifest
+    results: "Results"
+
+
 def finish(job: Finishing) -> Manifest:
     """Publish one dataset that asks nobody; returns its manifest."""
     return publish(label(job))
 
 
-def label(job: Finishing) -> Labelled:
-    """Refine, and write annotations and view."""
+def label(job: Finishing, *, view: bool = True) -> Labelled:
+    """Refine, and write annotations and, unless told otherwise, the view.
+
+    Raises
+    ------
+    NoLabelError
+        If all cells were rejected; nothing is written then.
+    """
     from cellray.write import label_table, read_part, write_annotations
 
     seconds = dict(job.seconds)
     started = time.perf_counter()
     scored = _scored_rows(job)
-    refinement = None
-    if job.order.refining.refine != "none" and len(scored):
-        from cellray.pipeline.refining import refine_dataset
-
-        refinement = refine_dataset(job.order, job.plan, job.shards, job.part_uris, scored)
+    if not len(scored):
+        raise _no_label(job, _rejects(job))
+    refinement, source = _refined(job, scored)
     refined = None if refinement is None else refinement.p
-    source = Source.ENCODER if refinement is None else Source(refinement.diagnostics["method"])
     seconds["refine"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    annotations = storage.join(job.folder, schema.ANNOTATIONS_FILE)
+    annotations = job.annotations
     columns = [name for name in schema.scores().names if name != schema.EMBEDDING]
 
     def tables() -> Iterator[Any]:
@@ -105,18 +125,21 @@ def label(job: Finishing) -> Labelled:
             part = read_part(uri, columns)
             n = part[schema.REJECT_CODE].null_count
             decisive = None if refined is None else refined[at : at + n]
-            yield label_table(part, job.order.scoring.labels, job.order.label_ids, decisive, source)
+            by = source[at : at + n] if isinstance(source, np.ndarray) else source
+            yield label_table(part, job.order.scoring.labels, job.order.label_ids, decisive, by)
             at += n
 
     counts = write_annotations(annotations, tables())
     seconds["annotate"] = time.perf_counter() - started
 
-    started = time.perf_counter()
-    _write_view(job, scored, None if refinement is None else refinement.points)
-    seconds["view"] = time.perf_counter() - started
+    if view:
+        started = time.perf_counter()
+        entering(DRAWING)
+        _write_view(job, scored, None if refinement is None else refinement.points)
+        seconds["view"] = time.perf_counter() - started
 
     inquiry = Inquiry()
-    if refinement is not None and job.order.refining.reason is not None:
+    if refinement is not None and refinement.graph is not None and job.order.refining.reason is not None:
         started = time.perf_counter()
         inquiry = inquire(job.order, job.plan, job.shards, scored, _have_labels(annotations, scored), refinement)
         seconds["group"] = time.perf_counter() - started
@@ -129,13 +152,18 @@ def publish(labelled: Labelled, answers: Mapping[str, Mapping[str, Any]] | None 
 
     ``answers`` are rows of ``puzzles.solve.ANSWERS`` by puzzle key.
     """
+    return _publish(labelled.job, conclude(labelled, answers))
+
+
+def conclude(labelled: Labelled, answers: Mapping[str, Mapping[str, Any]] | None = None) -> Concluded:
+    """Put the answers of a language model on the cells, and say what the dataset came to; publishes nothing."""
     job, counts, seconds, reasoning = labelled.job, labelled.counts, dict(labelled.seconds), None
-    annotations = storage.join(job.folder, schema.ANNOTATIONS_FILE)
-    warnings: list[str] = []
+    refinement = labelled.refinement
+    warnings: list[str] = [] if refinement is None else [*filter(None, [refinement.get("skipped")])]
     if job.order.refining.reason is not None:
         started = time.perf_counter()
         verdicts = settle(labelled.inquiry, answers or {}, job.order.scoring.labels)
-        counts = _reasoned(job, annotations, counts, verdicts)
+        counts = _reasoned(job, counts, verdicts)
         reasoning = {"model": job.order.refining.reason, "groups": len(labelled.inquiry.groups), **verdicts.counts}
         unanswered = verdicts.counts.get("groups_unanswered", 0)
         if unanswered:
@@ -149,19 +177,71 @@ def publish(labelled: Labelled, answers: Mapping[str, Mapping[str, Any]] | None 
         "n_abstained": counts.statuses[Status.ABSTAINED],
         "n_rejected": counts.statuses[Status.REJECTED],
     }
-    return _publish(job, annotations, cells, counts.rejects, seconds, labelled.refinement, reasoning, warnings)
+    return _concluded(job, cells, counts.rejects, seconds, refinement, reasoning, warnings, _clusters(job))
 
 
 def finish_embedding(job: Finishing) -> Manifest:
     """Publish one dataset of a run that embeds only; returns its manifest."""
+    return _publish(job, conclude_embedding(job))
+
+
+def conclude_embedding(job: Finishing) -> Concluded:
+    """Say what a dataset of a run that embeds only came to; publishes nothing.
+
+    Raises
+    ------
+    NoLabelError
+        If all cells were rejected.
+    """
+    rejects = _rejects(job)
+    n_rejected = sum(rejects.values())
+    if n_rejected == job.plan.n_cells:
+        raise _no_label(job, rejects)
+    cells = {"n_annotated": 0, "n_abstained": 0, "n_rejected": n_rejected, "n_embedded": job.plan.n_cells - n_rejected}
+    return _concluded(job, cells, rejects, dict(job.seconds))
+
+
+def _rejects(job: Finishing) -> dict[str, int]:
+    """Return the rejected cells by code."""
     from cellray.write import read_part
 
     rejects: Counter[str] = Counter()
     for uri in job.part_uris:
         rejects.update(read_part(uri, [schema.REJECT_CODE])[schema.REJECT_CODE].drop_null().to_pylist())
-    n_rejected = rejects.total()
-    cells = {"n_annotated": 0, "n_abstained": 0, "n_rejected": n_rejected, "n_embedded": job.plan.n_cells - n_rejected}
-    return _publish(job, None, cells, dict(rejects), dict(job.seconds))
+    return dict(rejects)
+
+
+def _no_label(job: Finishing, rejects: Mapping[str, int]) -> NoLabelError:
+    """Return the error of a dataset without one good cell: the most frequent reason and the way out."""
+    total = sum(rejects.values())
+    cells = "its only cell was" if total == 1 else f"all {total:,} cells were"
+    what = f"dataset {job.plan.source.dataset_id!r}: {cells} rejected ({reasons(rejects)})"
+    return NoLabelError(f"{what}; {way_out(rejects, total)}")
+
+
+def _refined(job: Finishing, scored: np.ndarray) -> "tuple[Refinement | None, Source | np.ndarray]":
+    """Return the refinement, None if it is off, and what gave the labels: one source, or one a cell."""
+    order = job.order
+    if order.refining.refine == "none":
+        return None, Source.ENCODER
+    from cellray.pipeline.refining import refine_dataset
+    from cellray.pipeline.tiny import too_few, unsmoothed
+
+    if too_few(order, len(scored)):
+        return unsmoothed(order, job.plan, job.part_uris, scored)
+    refinement = refine_dataset(order, job.plan, job.shards, job.part_uris, scored)
+    return refinement, Source(refinement.diagnostics["method"])
+
+
+def _clusters(job: Finishing) -> "ClusterLabels | None":
+    """Label the clusters that the user gave, if any."""
+    key = job.order.refining.cluster_key
+    if key is None:
+        return None
+    from cellray.write import label_clusters, read_annotations
+
+    clusters = read_obs_text(job.plan.source, key)
+    return label_clusters(key, clusters, read_annotations(job.annotations), job.order.scoring.labels)
 
 
 def _have_labels(annotations: str, scored: np.ndarray) -> np.ndarray:
@@ -172,7 +252,7 @@ def _have_labels(annotations: str, scored: np.ndarray) -> np.ndarray:
     return np.concatenate([np.empty(0, bool), *statuses])[scored]
 
 
-def _reasoned(job: Finishing, annotations: str, counts: "Counts", verdicts: Verdicts) -> "Counts":
+def _reasoned(job: Finishing, counts: "Counts", verdicts: Verdicts) -> "Counts":
     """Write what the language model said, and the annotations again if it changes any."""
     import pyarrow.parquet as pq
 
@@ -184,47 +264,62 @@ def _reasoned(job: Finishing, annotations: str, counts: "Counts", verdicts: Verd
         return counts
     how = (verdicts.rows, verdicts.labels, verdicts.score, verdicts.margin)
     known = (job.order.scoring.labels, job.order.label_ids)
-    return write_annotations(annotations, (relabelled(part, *how, *known) for part in read_annotations(annotations)))
+    tables = (relabelled(part, *how, *known) for part in read_annotations(job.annotations))
+    return write_annotations(job.annotations, tables)
 
 
-def _publish(
+def _concluded(
     job: Finishing,
-    annotations: str | None,
     cells: dict[str, int],
     rejects: dict[str, int],
     seconds: dict[str, float],
     refinement: dict[str, Any] | None = None,
     reasoning: dict[str, Any] | None = None,
     warnings: Sequence[str] = (),
-) -> Manifest:
-    """Write the annotated copy and the manifest."""
-    started = time.perf_counter()
-    _write_copy(
-        job, annotations, {key: value for key, value in (refinement or {}).items() if key != "steps"}, reasoning
-    )
-    seconds["copy"] = time.perf_counter() - started
-    _sweep(job)
-    done = Manifest(
-        dataset_id=job.plan.source.dataset_id,
-        source=job.plan.source.uri,
-        content_hash=job.plan.content_hash,
-        scoring_key=job.order.scoring_key,
-        refining_key=job.order.refining_key,
-        labels=list(job.order.scoring.labels),
-        label_ids=list(job.order.label_ids),
-        n_cells=job.plan.n_cells,
+    clusters: "ClusterLabels | None" = None,
+) -> Concluded:
+    from cellray.write import Results
+
+    order, plan = job.order, job.plan
+    diagnostics = {key: value for key, value in (refinement or {}).items() if key != "steps"}
+    record = {**order.record, "plan": plan.describe(), "refinement": diagnostics}
+    if reasoning is not None:
+        record["reasoning"] = reasoning
+    if clusters is not None:
+        record["cluster_key"] = clusters.key
+    manifest = Manifest(
+        dataset_id=plan.source.dataset_id,
+        source=plan.source.uri,
+        content_hash=plan.content_hash,
+        scoring_key=order.scoring_key,
+        refining_key=order.refining_key,
+        labels=list(order.scoring.labels),
+        label_ids=list(order.label_ids),
+        n_cells=plan.n_cells,
         **cells,
         rejects=rejects,
         shards=[_hashed(job, shard) for shard in job.shards],
-        plan=job.plan.describe(),
+        plan=plan.describe(),
         refinement=refinement,
         reasoning=reasoning,
+        clusters=None if clusters is None else clusters.describe(),
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        warnings=[*job.plan.warnings, *warnings],
-        versions=job.order.versions,
+        warnings=[*plan.warnings, *warnings],
+        versions=order.versions,
     )
-    manifests.publish(job.folder, done)
-    return done
+    annotations = job.annotations if order.scoring.labels else None
+    return Concluded(manifest, Results(annotations, job.part_uris, record, order.scoring.embedding_key, clusters))
+
+
+def _publish(job: Finishing, concluded: Concluded) -> Manifest:
+    """Write the annotated copy and the manifest."""
+    started = time.perf_counter()
+    target = storage.join(job.order.out, f"{job.plan.source.dataset_id}.h5ad")
+    write_copy(job.plan, job.shards, target, concluded.results)
+    concluded.manifest.seconds["copy"] = round(time.perf_counter() - started, 3)
+    _sweep(job)
+    manifests.publish(job.folder, concluded.manifest)
+    return concluded.manifest
 
 
 def _hashed(job: Finishing, shard: ShardRecord) -> ShardRecord:
@@ -271,32 +366,6 @@ def _embeddings(job: Finishing, rows: np.ndarray) -> np.ndarray:
             part = read_part(uri, [schema.EMBEDDING]).take(rows[first:last] - shard.start)
             found[first:last] = pc.list_flatten(part[schema.EMBEDDING]).to_numpy().reshape(last - first, -1)
     return found
-
-
-def _write_copy(
-    job: Finishing, annotations: str | None, diagnostics: dict[str, Any], reasoning: dict[str, Any] | None
-) -> None:
-    from cellray.write import Results, annotate_h5ad, annotate_zarr, build_h5ad
-
-    source = job.plan.source
-    target = storage.join(job.order.out, f"{source.dataset_id}.h5ad")
-    record = {**job.order.record, "plan": job.plan.describe(), "refinement": diagnostics}
-    if reasoning is not None:
-        record["reasoning"] = reasoning
-    results = Results(annotations, job.part_uris, record, job.order.scoring.embedding_key)
-    if source.kind == "h5ad":
-        annotate_h5ad(source.uri, target, results)
-    elif source.kind == "zarr":
-        annotate_zarr(source.uri, target, results)
-    else:
-        import pandas as pd
-
-        with boundary(WriteError, f"annotated copy {target}"), open_dataset(source) as reader:
-            names = {key: reader.gene_names(job.plan.layer, key) for key in reader.gene_keys(job.plan.layer)}
-            var = pd.DataFrame(names).set_index(next(iter(names)))
-            cells = [name for shard in job.shards for name in read_rows(job.plan, shard.start, shard.stop).cell_ids]
-        blocks = (read_rows(job.plan, shard.start, shard.stop).counts for shard in job.shards)
-        build_h5ad(pd.DataFrame(index=pd.Index(cells)), var, blocks, target, results)
 
 
 def _sweep(job: Finishing) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cellray import schema, storage
-from cellray.settings import RefineSettings
+from cellray.settings import AnnotateSettings
 from cellray.tokenize.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class WorkOrder:
     label_ids: tuple[str, ...]
     scoring_key: str
     refining_key: str
-    refining: RefineSettings
+    refining: AnnotateSettings
     versions: dict[str, str]
     record: dict[str, Any]
 

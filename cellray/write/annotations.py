@@ -39,7 +39,7 @@ def label_table(
     labels: Sequence[str],
     label_ids: Sequence[str],
     refined: np.ndarray | None = None,
-    refined_by: Source = Source.GRIT,
+    refined_by: Source | np.ndarray = Source.GRIT,
 ) -> pa.Table:
     """Turn the scores of one part into labels.
 
@@ -53,7 +53,7 @@ def label_table(
     refined
         Refined probabilities of the part's cells that are not rejected, in their order; float, ``(n_scored, c)``.
     refined_by
-        What refined them.
+        What refined them; or (n_scored,) values of ``Source``, where it is not the same for all.
 
     Returns
     -------
@@ -82,8 +82,10 @@ def label_table(
     decided = scored.copy()
     decided[scored] = encoder.max(axis=1) > 0
     winner, top_two, kept = winner[decided[scored]], top_two[decided[scored]], encoder[decided[scored]]
-    source = Source.ENCODER if refined is None else refined_by
-    sources = pa.array([source.value, Source.ABSTAIN.value], pa.string())
+    sources = np.full(n_scored, Source.ENCODER.value, object)
+    if refined is not None:
+        sources[:] = refined_by.value if isinstance(refined_by, Source) else refined_by
+    sources[~decided[scored]] = Source.ABSTAIN.value
     names = pa.array(labels, pa.string())
     ids = pa.array([label_id or None for label_id in label_ids], pa.string())
     columns = {
@@ -93,7 +95,7 @@ def label_table(
         schema.CELL_TYPE_ID: ids.take(_spread(winner, decided)),
         schema.SCORE: _spread(top_two[:, 1].astype(np.float32), decided),
         schema.MARGIN: _spread((top_two[:, 1] - top_two[:, 0]).astype(np.float32), decided),
-        schema.SOURCE: sources.take(_spread((~decided[scored]).astype(np.int32), scored)),
+        schema.SOURCE: _spread(sources, scored),
         schema.STATUS: pa.array(_statuses(scored, decided), pa.string()),
         schema.REJECT_CODE: part[schema.REJECT_CODE],
         schema.ENCODER_CELL_TYPE: names.take(_spread(kept.argmax(axis=1), decided)),
@@ -161,7 +163,7 @@ def _spread(values: np.ndarray, scored: np.ndarray) -> pa.Array:
     """Put the values of the scored cells at their rows, with null at the others."""
     full = np.zeros(len(scored), values.dtype)
     full[scored] = values
-    return pa.array(full, mask=~scored)
+    return pa.array(full, pa.string() if values.dtype == object else None, mask=~scored)
 
 
 def write_annotations(uri: str, tables: Iterable[pa.Table]) -> Counts:

@@ -7,7 +7,7 @@ the input's matrices to understand them, and it does not promise equal bytes fro
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +19,8 @@ from cellray.errors import WriteError, boundary
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from cellray.write.clusters import ClusterLabels
 
 _EMPTY_GROUPS: Final = ("layers", "obsm", "obsp", "uns", "varm", "varp")
 
@@ -35,10 +37,12 @@ class Results:
     """Record of the run: strings, numbers, lists of one kind and mappings of these; None is left out."""
     embedding_key: str = schema.OBSM_LANGCELL
     """Where in ``obsm`` the embedding goes."""
+    clusters: "ClusterLabels | None" = None
+    """Labels of the clusters that the user gave."""
 
 
-def annotate_h5ad(source_uri: str, out_uri: str, results: Results) -> None:
-    """Write an annotated copy of an ``.h5ad``.
+def annotate_h5ad(source_uri: str, out_uri: str, results: Results, *, group: str = "/") -> None:
+    """Write an annotated copy of an ``.h5ad``, or of one modality of an ``.h5mu``.
 
     Parameters
     ----------
@@ -48,6 +52,8 @@ def annotate_h5ad(source_uri: str, out_uri: str, results: Results) -> None:
         Where to; an existing file is replaced.
     results
         What to add.
+    group
+        Where in the file the AnnData is.
 
     Raises
     ------
@@ -55,16 +61,20 @@ def annotate_h5ad(source_uri: str, out_uri: str, results: Results) -> None:
         If the results do not cover the input's cells one by one, the input's layout cannot be extended, or the copy
         cannot be written.
     """
+    from cellray.write.hdf5 import copy_group
 
     def fill(path: Path) -> None:
         with storage.local_copy(source_uri) as source:
-            shutil.copyfile(source, path)
+            if group == "/":
+                shutil.copyfile(source, path)
+            else:
+                copy_group(source, group, path)
 
     _publish(out_uri, fill, results)
 
 
 def annotate_zarr(source_uri: str, out_uri: str, results: Results) -> None:
-    """Write an annotated ``.h5ad`` with the content of a ``.zarr`` store; parameters as in ``annotate_h5ad``."""
+    """Write an annotated ``.h5ad`` with the content of a Zarr store, a folder or zipped; see ``annotate_h5ad``."""
     from cellray.write.hdf5 import open_hdf5
     from cellray.write.zarr_copy import copy_store
 
@@ -76,36 +86,54 @@ def annotate_zarr(source_uri: str, out_uri: str, results: Results) -> None:
 
 
 def build_h5ad(
-    obs: "pd.DataFrame", var: "pd.DataFrame", blocks: Iterable[sp.csr_matrix], out_uri: str, results: Results
+    blocks: Iterable[tuple[Sequence[str], sp.csr_matrix]],
+    var: "pd.DataFrame",
+    out_uri: str,
+    results: Results,
+    obs: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an annotated ``.h5ad`` from its pieces, for inputs that are no AnnData (10x files).
 
     Parameters
     ----------
-    obs, var
-        Cells and genes, indexed by their names.
     blocks
-        Counts, consecutive row blocks of any number of cells, each ``(cells, len(var))``; stored as float32.
+        Consecutive blocks of any number of cells, each their names and their counts ``(cells, len(var))``; counts are
+        stored as float32.
+    var
+        Genes, indexed by their names.
     out_uri, results
         As in ``annotate_h5ad``.
+    obs
+        Further columns, a value a cell.
 
     Raises
     ------
     WriteError
-        As ``annotate_h5ad``, and if the blocks do not have the shape that ``obs`` and ``var`` name.
+        As ``annotate_h5ad``, and if a block does not have the genes that ``var`` names.
     """
+    import pandas as pd
     from anndata.io import write_elem
 
     from cellray.write.hdf5 import open_hdf5, write_csr
 
     def fill(path: Path) -> None:
+        names: list[str] = []
+
+        def counts() -> Iterator[sp.csr_matrix]:
+            for cells, block in blocks:
+                names.extend(cells)
+                yield block
+
         with open_hdf5(path, "w") as file:
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-            write_elem(file, "obs", obs)
+            n_cells = write_csr(file, counts(), len(var))
+            if len(names) != n_cells:
+                msg = f"the blocks hold counts of {n_cells} cells and names of {len(names)}"
+                raise WriteError(msg)
+            write_elem(file, "obs", pd.DataFrame(dict(obs or {}), index=pd.Index(names, dtype=object)))
             write_elem(file, "var", var)
             for name in _EMPTY_GROUPS:
                 write_elem(file, name, {})
-            write_csr(file, blocks, (len(obs), len(var)))
 
     _publish(out_uri, fill, results)
 

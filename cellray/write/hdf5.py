@@ -71,18 +71,25 @@ def open_hdf5(path: Path, mode: Literal["r+", "w"]) -> Iterator[h5py.File]:
                 raise disk.error
 
 
-def write_csr(file: h5py.File, blocks: Iterable[sp.csr_matrix], shape: tuple[int, int]) -> None:
-    """Stream row blocks into ``X``; they must have ``shape`` in all."""
+def copy_group(source: Path, group: str, target: Path) -> None:
+    """Make the ``group`` of one HDF5 file all of another, attributes too; links out of it stay links."""
+    with h5py.File(source, "r") as whole, open_hdf5(target, "w") as file:
+        file.attrs.update(whole[group].attrs)
+        for name in whole[group]:
+            whole.copy(whole[f"{group}/{name}"], file, name)
+
+
+def write_csr(file: h5py.File, blocks: Iterable[sp.csr_matrix], n_columns: int) -> int:
+    """Stream row blocks of ``n_columns`` into ``X``; return the number of rows."""
     group = file.create_group("X")
-    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": np.array(shape)})
     data, indices = (
         group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(_CHUNK,), **COMPRESSION)
         for name, dtype in (("data", np.float32), ("indices", np.int32))
     )
     ends = [np.zeros(1, np.int64)]
     for block in blocks:
-        if block.shape[1] != shape[1]:
-            msg = f"a block of counts has {block.shape[1]} genes, var has {shape[1]}"
+        if block.shape[1] != n_columns:
+            msg = f"a block of counts has {block.shape[1]} genes, var has {n_columns}"
             raise WriteError(msg)
         start = len(data)
         for dataset, values in ((data, block.data), (indices, block.indices)):
@@ -90,7 +97,8 @@ def write_csr(file: h5py.File, blocks: Iterable[sp.csr_matrix], shape: tuple[int
             dataset[start:] = values[: block.nnz]
         ends.append(start + block.indptr[1:].astype(np.int64))
     indptr = np.concatenate(ends)
-    if len(indptr) - 1 != shape[0]:
-        msg = f"the blocks of counts have {len(indptr) - 1} cells, obs has {shape[0]}"
-        raise WriteError(msg)
     group.create_dataset("indptr", data=indptr)
+    n_rows = len(indptr) - 1
+    shape = np.array((n_rows, n_columns))
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+    return n_rows

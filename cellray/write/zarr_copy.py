@@ -6,6 +6,8 @@ versions, which are small and stored otherwise, go through anndata. It does not 
 """
 
 import itertools
+import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,23 @@ from cellray.write.hdf5 import COMPRESSION
 
 
 def copy_store(source: Path, target: h5py.Group) -> None:
-    """Copy the zarr store (format 2 or 3) in folder ``source`` into ``target``."""
-    # Consolidated metadata are a copy that may be older than the store.
-    _copy_group(zarr.open_group(source, mode="r", use_consolidated=False), target)
+    """Copy the zarr store (format 2 or 3) in folder ``source``, or in a zip archive, into ``target``."""
+    with ExitStack() as stack:
+        store: Any = source
+        root = ""
+        if source.is_file():
+            root = _root_in(source)
+            store = stack.enter_context(zarr.storage.ZipStore(source, mode="r"))
+        # Consolidated metadata are a copy that may be older than the store.
+        _copy_group(zarr.open_group(store, path=root, mode="r", use_consolidated=False), target)
+
+
+def _root_in(archive: Path) -> str:
+    """Return the folder of a zip archive that is the store: the one nearest to its top."""
+    with zipfile.ZipFile(archive) as opened:
+        names = [name for name in opened.namelist() if name.rpartition("/")[2] in (".zgroup", "zarr.json")]
+    folders = [name.rpartition("/")[0] for name in names]
+    return min(folders, key=lambda folder: (folder != "", folder.count("/"), folder), default="")
 
 
 def _copy_group(source: zarr.Group, target: h5py.Group) -> None:

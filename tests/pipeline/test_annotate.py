@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("ray")
 
 
 def run(inputs, out, model, **more):
-    return annotate(AnnotateSettings.checked(inputs=tuple(map(str, inputs)), out=str(out), model=str(model), **more))
+    known = {"k": 5, **more}  # few enough neighbours for 45 cells to be smoothed
+    return annotate(AnnotateSettings.checked(inputs=tuple(map(str, inputs)), out=str(out), model=str(model), **known))
 
 
 def annotations(out, dataset_id):
@@ -209,8 +210,11 @@ def test_labels_of_the_user(cells, tiny_model, tmp_path):
 
 def test_a_dataset_without_a_single_good_cell(cells, tiny_model, tmp_path):
     result = run([cells], tmp_path / "out", tiny_model, min_genes=100_000)
-    assert result.exit_code == 0
-    assert result.summary()["n_rejected"] == 48
+    assert result.exit_code == 1
+    assert "too_few_genes 47" in result.failed["cells"]
+    assert "--min-genes" in result.failed["cells"]
+    assert json.loads((tmp_path / "out" / "datasets" / "cells" / "error.json").read_text())["code"] == "NoLabelError"
+    assert not (tmp_path / "out" / "cells.h5ad").exists()
 
 
 def test_a_single_good_cell(cells, tiny_model, tmp_path):

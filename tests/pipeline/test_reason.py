@@ -15,7 +15,7 @@ from cellray.settings import AnnotateSettings
 
 pytestmark = [pytest.mark.usefixtures("ray"), pytest.mark.timeout(400)]
 
-HOW = {"reason_share": 0.5, "reason_margin": 1.0}
+HOW = {"k": 5, "reason_share": 0.5, "reason_margin": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def donors(cells, tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(donors, tiny_model, ray, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "out"
-    settings = {"inputs": (str(donors),), "out": str(out), "model": str(tiny_model), "shard_cells": 16}
+    settings = {"inputs": (str(donors),), "out": str(out), "model": str(tiny_model), "shard_cells": 16, "k": 5}
     assert annotate(AnnotateSettings.checked(**settings)).exit_code == 0
     return out
 

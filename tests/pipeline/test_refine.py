@@ -59,12 +59,12 @@ def direct(tmp_path_factory):
     "how",
     [
         {"k": 5, "lam": 3.0},
-        {"refine": "majority"},
-        {"lam": "gcv"},
-        {"use_rep": "X_rep"},
+        {"k": 5, "refine": "majority"},
+        {"k": 5, "lam": "gcv"},
+        {"k": 5, "use_rep": "X_rep"},
         {"use_graph": "joined"},
         {"graph_batch_key": "donor", "k": 6},
-        {"anchor_key": "known", "anchor_weight": 5.0},
+        {"k": 5, "anchor_key": "known", "anchor_weight": 5.0},
     ],
 )
 def test_refining_stored_scores_gives_what_annotating_gives(rich_cells, scored, direct, tiny_model, tmp_path, how):
@@ -86,7 +86,7 @@ def test_refining_stored_scores_gives_what_annotating_gives(rich_cells, scored, 
 
 
 def test_anchored_cells_keep_their_known_label(rich_cells, scored, tmp_path):
-    refine_again(str(scored), str(tmp_path / "held"), {"anchor_key": "known"})
+    refine_again(str(scored), str(tmp_path / "held"), {"k": 5, "anchor_key": "known"})
     called = table(tmp_path / "held")
     known = anndata.read_h5ad(rich_cells).obs["known"].astype(str).to_numpy()
     rows = [row for row in np.flatnonzero(known != "") if called["status"][row].as_py() == "annotated"]
@@ -143,7 +143,7 @@ def test_folders_that_do_not_fit(scored, tmp_path):
 
 def test_the_verb(scored, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "sys.argv", ["cellray", "refine", str(scored), "--out", str(tmp_path / "x"), "--lam", "2", "--json"]
+        "sys.argv", ["cellray", "refine", str(scored), "--out", str(tmp_path / "x"), "--lam", "2", "--k", "5", "--json"]
     )
     with pytest.raises(SystemExit) as leaving:
         cli.main()

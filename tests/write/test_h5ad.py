@@ -247,18 +247,23 @@ def test_build(tmp_path: Path, results: write.Results, cuts: list[int]) -> None:
     obs = pd.DataFrame(index=[f"cell-{i}" for i in range(N)])
     var = pd.DataFrame({"symbol": list("abcde")}, index=[f"ENSG{i}" for i in range(5)])
     edges = [0, *cuts, N]
-    blocks = (x[i:j] for i, j in pairwise(edges))
-    write.build_h5ad(obs, var, blocks, str(tmp_path / "out.h5ad"), results)
+    blocks = ((list(obs.index[i:j]), x[i:j]) for i, j in pairwise(edges))
+    obs["batch"] = [f"b{i % 2}" for i in range(N)]
+    write.build_h5ad(blocks, var, str(tmp_path / "out.h5ad"), results, {"batch": list(obs["batch"])})
     check(read(tmp_path / "out.h5ad"), ad.AnnData(x.astype(np.float32), obs=obs, var=var), results)
 
 
 def test_blocks_of_another_shape_are_refused(tmp_path: Path, results: write.Results) -> None:
-    obs, var = pd.DataFrame(index=[f"cell-{i}" for i in range(N)]), pd.DataFrame(index=["g0", "g1"])
-    out = tmp_path / "out"
-    for shapes, message in (([(N, 3)], "3 genes, var has 2"), ([(4, 2), (5, 2)], "9 cells, obs has 10")):
-        blocks = [sp.csr_matrix(shape, dtype=np.float32) for shape in shapes]
+    var, out = pd.DataFrame(index=["g0", "g1"]), tmp_path / "out"
+    for shapes, n_names, message in (
+        ([(N, 3)], N, "3 genes, var has 2"),
+        ([(4, 2), (6, 2)], 5, "counts of 10 cells and names of 9"),
+        ([(4, 2), (5, 2)], 5, "10 cells, the dataset has 9"),
+    ):
+        names = [f"cell-{i}" for i in range(n_names)]
+        blocks = [(names[: shape[0]], sp.csr_matrix(shape, dtype=np.float32)) for shape in shapes]
         with pytest.raises(WriteError, match=message):
-            write.build_h5ad(obs, var, blocks, str(out / "out.h5ad"), results)
+            write.build_h5ad(blocks, var, str(out / "out.h5ad"), results)
     assert list(out.iterdir()) == []
 
 
@@ -325,11 +330,11 @@ def test_full_disk(tmp_path: Path, results: write.Results) -> None:
 
         folder, annotations, *parts = sys.argv[1:]
         results = write.Results(annotations, parts, {})
-        obs, var = (pd.DataFrame(index=np.arange(n).astype(str)) for n in (10, 3000))
+        names, var = [str(i) for i in range(10)], pd.DataFrame(index=np.arange(3000).astype(str))
         out = f"{folder}/out/out.h5ad"
 
         def built():
-            return write.build_h5ad(obs, var, [sp.csr_matrix(np.random.rand(10, 3000))], out, results)
+            return write.build_h5ad([(names, sp.csr_matrix(np.random.rand(10, 3000)))], var, out, results)
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         for limit in (100, *range(5_000, 200_000, 9_000), 1_000_000):
@@ -380,11 +385,12 @@ def test_memory_does_not_grow_with_x(tmp_path: Path, make_part: MakePart, write_
             folder = Path(sys.argv[1], str(n_cells))
             parts = [str(path) for path in folder.glob("part-*")]
             results = write.Results(str(folder / "annotations.parquet"), parts, {})
-            obs, var = (pd.DataFrame(index=np.arange(n).astype(str)) for n in (n_cells, n_vars))
+            var, names = pd.DataFrame(index=np.arange(n_vars).astype(str)), np.arange(n_cells).astype(str)
             block = sp.csr_matrix(np.ones((rows, n_vars), np.float32))
+            blocks = ((names[at : at + rows].tolist(), block.copy()) for at in range(0, n_cells, rows))
             write.annotate_h5ad(str(folder / "in.h5ad"), str(folder / "a.h5ad"), results)
             write.annotate_zarr(str(folder / "in.zarr"), str(folder / "b.h5ad"), results)
-            write.build_h5ad(obs, var, (block.copy() for _ in range(n_cells // rows)), str(folder / "c.h5ad"), results)
+            write.build_h5ad(blocks, var, str(folder / "c.h5ad"), results)
             status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with that of the parent
             return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
@@ -399,11 +405,11 @@ def test_memory_does_not_grow_with_x(tmp_path: Path, make_part: MakePart, write_
 
 
 def test_reader_that_fails_leaves_nothing(tmp_path: Path, results: write.Results) -> None:
-    def blocks() -> Iterator[sp.csr_matrix]:
-        yield sp.csr_matrix((N, 2), dtype=np.float32)
-        raise ValueError("the reader failed")
+    def blocks() -> Iterator[tuple[list[str], sp.csr_matrix]]:
+        yield [f"cell-{i}" for i in range(N)], sp.csr_matrix((N, 2), dtype=np.float32)
+        raise OSError("the reader failed")
 
-    obs, var = pd.DataFrame(index=[f"cell-{i}" for i in range(N)]), pd.DataFrame(index=["g0", "g1"])
+    var = pd.DataFrame(index=["g0", "g1"])
     with pytest.raises(WriteError, match="the reader failed"):
-        write.build_h5ad(obs, var, blocks(), str(tmp_path / "out" / "out.h5ad"), results)
+        write.build_h5ad(blocks(), var, str(tmp_path / "out" / "out.h5ad"), results)
     assert list((tmp_path / "out").iterdir()) == []

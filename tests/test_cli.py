@@ -171,7 +171,7 @@ def test_all_datasets_failed(cellray, cells, tiny_model, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("ray")
 def test_many_rejects_name_the_way_out_and_quiet_names_nothing(cellray, cells, tiny_model, tmp_path):
-    told = ["embed", cells, "--model", tiny_model, "--min-genes", 60]
+    told = ["embed", cells, "--model", tiny_model, "--min-genes", 52]
     code, printed, err = cellray(*told, "--out", tmp_path / "out")
     assert code == 0
     (line,) = [line for line in err.splitlines() if line.startswith("cells: ") and "embedded" in line]

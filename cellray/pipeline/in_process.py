@@ -63,6 +63,8 @@ def annotate_adata(adata: "AnnData", settings: AnnotateSettings, progress: Progr
         write(adata, concluded.results)
     for line in told(concluded.manifest):
         progress.say(line)
+    if skipped := (concluded.manifest.refinement or {}).get("skipped"):
+        progress.say(f"{DATASET_ID}: {skipped}")
     return concluded.manifest
 
 

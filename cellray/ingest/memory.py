@@ -228,4 +228,4 @@ def _text(column: "pd.Series") -> list[str]:
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":
         return tree.decode(column.to_numpy())
     missing = column.isna().to_numpy()
-    return ["" if gone else value for gone, value in zip(missing, tree.decode(column.to_numpy()), strict=True)]
+    return ["" if gone else value for gone, value in zip(missing, tree.decode(column.astype(object)), strict=True)]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cellray.errors import InputError, ReadError
-from cellray.ingest import check_beside, find_sources, read_obs_text, read_rows, stage
+from cellray.ingest import check_beside, find_sources, read_obs_text, read_rows, read_shard, stage
+from cellray.ingest.market import MarketReader, is_market
 from cellray.ingest.market_files import find_markets
 
 BANNER = "%%MatrixMarket matrix coordinate integer general\n"
@@ -156,19 +157,139 @@ def test_spliced_and_unspliced_columns_of_one_gene(read, counts, columns, cell_n
     alevin(folder, usa, [*columns, *(f"{name}-U" for name in columns), *(f"{name}-A" for name in columns)], cell_names)
     plan, _ = read(folder)
     assert plan.notes == ("left out: 60 columns of unspliced counts",)
-    from cellray.ingest import read_shard
-
     shard = read_shard(plan, 0, 50, min_genes=1, n_slots=60)
     np.testing.assert_array_equal(shard.counts.toarray()[:, :55], counts.toarray()[:, :55] * 3)
 
 
-def test_several_matrices_of_the_same_cells(tmp_path, counts, columns, cell_names):
+def test_spliced_counts_where_there_are_no_others(read, counts, columns, cell_names, tmp_path):
     folder = ten_x(tmp_path / "velocyto", counts, columns, cell_names)
     (folder / "matrix.mtx").rename(folder / "spliced.mtx")
-    market(folder / "unspliced.mtx", counts.T)
-    with pytest.raises(InputError, match=r"\(spliced\.mtx, unspliced\.mtx\); give the file of one of them"):
+    market(folder / "unspliced.mtx", counts.T * 3)
+    market(folder / "ambiguous.mtx", counts.T * 5)
+    plan, block = read(folder)
+    assert (block.counts != counts).nnz == 0
+    assert plan.notes == ("counts are those of spliced.mtx (spliced), one of the parts of this run",)
+    assert find_sources([str(folder / "unspliced.mtx")])[0].uri.endswith("unspliced.mtx")
+
+
+def test_several_matrices_of_the_same_cells(tmp_path, counts, columns, cell_names):
+    folder = ten_x(tmp_path / "a", counts, columns, cell_names)
+    (folder / "matrix.mtx").rename(folder / "first.mtx")
+    market(folder / "second.mtx", counts.T)
+    with pytest.raises(InputError, match=r"\(first\.mtx, second\.mtx\); give the file of one of them"):
         find_sources([str(folder)])
-    assert find_sources([str(folder / "spliced.mtx")])[0].dataset_id == "velocyto"[:0] + tmp_path.name
+
+
+def groups(*names):
+    return [(one.prefix, one.matrix, one.cells, one.genes) for one in find_markets(names)]
+
+
+KB = ("cells_x_genes.barcodes.txt", "cells_x_genes.genes.txt")
+
+
+@pytest.mark.parametrize(
+    ("parts", "chosen"),
+    [
+        (("mature", "nascent", "ambiguous"), "mature"),
+        (("mature", "nascent", "ambiguous", "cell", "nucleus"), "cell"),
+        (("mature", "nascent", "ambiguous", "cell", "nucleus", "total"), "total"),
+    ],
+)
+def test_which_part_of_kallisto_bustools_is_read(parts, chosen):
+    ((_, matrix, cells, genes),) = groups(*KB, *(f"cells_x_genes.{part}.mtx" for part in parts))
+    assert (matrix, cells, genes) == (f"cells_x_genes.{chosen}.mtx", *KB)
+
+
+def test_spliced_counts_with_tables_of_their_own():
+    names = [f"{part}.{kind}" for part in ("spliced", "unspliced") for kind in ("mtx", "barcodes.txt", "genes.txt")]
+    assert groups(*names) == [("", "spliced.mtx", "spliced.barcodes.txt", "spliced.genes.txt")]
+
+
+def test_samples_named_behind_the_role():
+    names = [f"{role}_{one}.tsv" for role in ("barcodes", "genes") for one in "AB"]
+    assert groups("matrix_A.mtx", "matrix_B.mtx", *names) == [
+        ("A", "matrix_A.mtx", "barcodes_A.tsv", "genes_A.tsv"),
+        ("B", "matrix_B.mtx", "barcodes_B.tsv", "genes_B.tsv"),
+    ]
+
+
+@pytest.mark.parametrize("joint", ["_", ".", "-"])
+def test_samples_whose_names_begin_alike(joint):
+    """Neither S1 and S10, nor names that begin with the letter of a role, get each other's tables."""
+    samples = [f"GSM1{joint}S1", f"GSM2{joint}S10", f"GSM3{joint}Bulk", f"GSM3{joint}Tcell"]
+    names = {one: [f"{one}{joint}{role}" for role in ("matrix.mtx", "barcodes.tsv", "genes.tsv")] for one in samples}
+    assert groups(*(name for three in names.values() for name in three)) == [
+        (f"{one}{joint}", *three) for one, three in names.items()
+    ]
+
+
+def test_barcodes_of_another_sample_are_not_taken():
+    with pytest.raises(ValueError, match=r"no table of barcodes \(barcodes\.tsv\) for B_matrix\.mtx"):
+        groups("A_matrix.mtx", "B_matrix.mtx", "A_barcodes.tsv", "A_features.tsv", "B_features.tsv")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("._matrix.mtx",),
+        ("matrix.mtx.gz", "barcodes.tsv.gz", "genes.tsv.gz"),
+        ("cells.csv", "genes_of_interest.tsv", "README.txt", "UniqueAndMult-EM.mtx", "spliced.mtx"),
+    ],
+)
+def test_other_files_beside_a_dataset(more):
+    three = ("matrix.mtx", "barcodes.tsv", "genes.tsv")
+    assert groups(*three, *more) == [("", *three)]
+
+
+def test_peaks_are_no_genes():
+    with pytest.raises(ValueError, match=r"counts peaks, not genes .*; give the matrix of the gene expression"):
+        groups("matrix.mtx", "barcodes.tsv", "peaks.bed")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_tables_whose_names_say_nothing(read, counts, columns, cell_names, tmp_path, turned):
+    folder = tmp_path / "a"
+    market(folder / "data.mtx", counts if turned else counts.T)
+    write(folder / "rows.txt", lines(cell_names if turned else columns))
+    write(folder / "cols.txt", lines(columns if turned else cell_names))
+    _, block = read(folder)
+    assert (block.counts != counts).nnz == 0
+    assert block.cell_ids == cell_names
+
+
+def quoted(columns, cells):
+    """As R's write.csv: quotes, and numbers before the rows."""
+    table = {"genes.csv": ["gene", columns], "barcodes.csv": ["x", cells]}
+    for name, (heading, values) in table.items():
+        yield name, f'"","{heading}"\n' + "".join(f'"{n}","{value}"\n' for n, value in enumerate(values, 1))
+
+
+def short_heading(columns, cells):
+    """As R's write.table: no heading above the names of rows."""
+    yield "genes.tsv", "symbol\n" + lines(columns, [f"S{n}" for n in range(len(columns))])
+    yield "barcodes.tsv", "well_sequence\n" + lines([f"ACGTACGTAC{'ACGT'[n % 4]}-{n}" for n in range(len(cells))])
+
+
+def long_heading(columns, cells):
+    yield "genes.tsv", "gene_id\tsymbol\tnote\n" + lines(columns, columns)
+    yield "barcodes.tsv", lines(cells)
+
+
+def other_delimiters(columns, cells):
+    yield "genes.txt", "".join(f"{name},S{n}\n" for n, name in enumerate(columns))
+    yield "cells.txt", "cell;donor\n" + "".join(f"{name};d\n" for name in cells)
+
+
+@pytest.mark.parametrize("tables", [quoted, short_heading, long_heading, other_delimiters])
+def test_name_tables_of_other_programs(plan_of, read, counts, columns, cell_names, tmp_path, tables):
+    folder = tmp_path / "a"
+    market(folder / "matrix.mtx", counts.T)
+    for name, text in tables(columns, cell_names):
+        write(folder / name, text)
+    plan, block = read(folder)
+    assert plan.n_genes_known == 55
+    if tables is not short_heading:
+        assert block.cell_ids == cell_names
 
 
 def test_columns_of_cells_can_be_asked_for(plan_of, counts, columns, cell_names, tmp_path):
@@ -181,8 +302,9 @@ def test_columns_of_cells_can_be_asked_for(plan_of, counts, columns, cell_names,
     ("header", "says"),
     [
         ("%%MatrixMarket matrix array real general\n", "dense Matrix Market file (array); write it as a sparse one"),
-        ("%%MatrixMarket matrix coordinate integer symmetric\n", "does not start with"),
-        ("%%MatrixMarket matrix coordinate pattern general\n", "does not start with"),
+        ("%%MatrixMarket matrix coordinate integer symmetric\n", "is symmetric, a matrix of genes by genes"),
+        ("%%MatrixMarket matrix coordinate pattern general\n", "how many (pattern); give the matrix with its values"),
+        ("%%MatrixMarket matrix coordinate complex general\n", "does not start with"),
         ("hello\n", "does not start with"),
     ],
 )
@@ -190,6 +312,43 @@ def test_matrices_of_other_kinds(plan_of, counts, columns, cell_names, tmp_path,
     with pytest.raises(ReadError) as caught:
         plan_of(ten_x(tmp_path / "a", counts, columns, cell_names, header=header))
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "%%matrixmarket MATRIX Coordinate Integer General\n",
+        "%%MatrixMarket matrix coordinate unsigned-integer general\n",
+        "%%MatrixMarket matrix coordinate double general\n% a comment\n\n",
+        "% made by hand\n",
+    ],
+)
+def test_banners_of_other_programs(read, counts, columns, cell_names, tmp_path, header):
+    assert is_market((header + "60 50 1\n1 1 1\n").encode())
+    _, block = read(ten_x(tmp_path / "a", counts, columns, cell_names, header=header))
+    assert (block.counts != counts).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ("1 1 3 9\n2 3 4 9\n", "4 numbers on its first line of entries"),
+        ("1 1 3\n2 3 4 9\n", "Expected 3 fields"),
+        ("1 1 3\n2 3", "an entry without its value"),
+    ],
+)
+def test_lines_with_more_or_fewer_numbers(tmp_path, entries, says):
+    write(tmp_path / "m.mtx", f"{BANNER}2 3 2\n{entries}")
+    write(tmp_path / "g.tsv", "g1\ng2\n")
+    write(tmp_path / "c.tsv", "c1\nc2\nc3\n")
+    files = {"matrix": f"{tmp_path}/m.mtx", "cells": f"{tmp_path}/c.tsv", "genes": f"{tmp_path}/g.tsv"}
+    with pytest.raises(ValueError, match=says):
+        values_of(files)
+
+
+def values_of(files):
+    reader = MarketReader(files)
+    return list(reader.entries(reader.matrix("X")))
 
 
 def test_tables_of_another_matrix(plan_of, counts, columns, cell_names, tmp_path):
@@ -207,8 +366,6 @@ def test_tables_of_another_matrix(plan_of, counts, columns, cell_names, tmp_path
     ends=st.sampled_from(["\n", "\r\n"]),
 )
 def test_any_small_matrix(tmp_path_factory, shape, seed, by_cell, packed, heading, ends):
-    from cellray.ingest.market import MarketReader
-
     folder, (n_cells, n_genes) = tmp_path_factory.mktemp("m"), shape
     counts = np.random.default_rng(seed).poisson(0.7, shape)
     gz = ".gz" if packed else ""

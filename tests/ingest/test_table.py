@@ -1,15 +1,16 @@
-"""Count tables as text, and loom files."""
+"""Count tables as text."""
 
 import gzip
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cellray.errors import InputError, ReadError
 from cellray.ingest import find_sources, read_obs_text, read_rows, stage
-from cellray.ingest.table import table_dialect
+from cellray.ingest.table import TableReader, table_dialect
 
 
 @pytest.fixture
@@ -82,11 +83,129 @@ def marked(frame):
     return "\ufeff" + frame.to_csv().replace("\n", "\r\n")
 
 
-@pytest.mark.parametrize("form", [r_table, r_csv, feature_counts, with_symbols, marked])
+def spaced_names(frame):
+    """Write quoted names with blanks in them, parted by blanks."""
+    return r_table(frame).replace('"sample1_', '"sample 1_')
+
+
+def ended_rows(frame):
+    """Write a delimiter at the end of each row, but not of the heading."""
+    heading, *rows = frame.to_csv(index_label="gene").splitlines()
+    return "\n".join([heading, *(f"{row}," for row in rows)]) + "\n"
+
+
+def ended_lines(frame):
+    return frame.to_csv(index_label="gene").replace("\n", ",\n")
+
+
+def all_quoted(frame):
+    return frame.to_csv(quoting=1)
+
+
+def late_heading(frame):
+    return "\n\n" + frame.to_csv()
+
+
+def gct(frame):
+    wide = frame.copy()
+    wide.insert(0, "Description", "na")
+    return f"#1.2\n{frame.shape[0]}\t{frame.shape[1]}\n" + wide.to_csv(sep="\t", index_label="Name")
+
+
+FORMS = [r_table, r_csv, feature_counts, with_symbols, marked, ended_rows, ended_lines, all_quoted, late_heading, gct]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_tables_of_other_programs(same, frame, tmp_path, form):
     (tmp_path / "t.tsv").write_text(form(frame), newline="")
     plan = same(tmp_path / "t.tsv")
     assert plan.n_genes_known == 55
+
+
+def test_names_with_blanks_between_blanks(plan_of, counts, frame, tmp_path):
+    (tmp_path / "t.txt").write_text(spaced_names(frame))
+    plan = stage(plan_of(tmp_path / "t.txt"), str(tmp_path / "staged"), 20)
+    block = read_rows(plan, 0, 50)
+    assert block.cell_ids[0] == "sample 1_000"
+    assert (block.counts != counts).nnz == 0
+
+
+@pytest.mark.parametrize("sep", [";", "\t"])
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_decimals(plan_of, frame, tmp_path, sep, decimal):
+    (frame + 0.5).to_csv(tmp_path / "t.csv", sep=sep, decimal=decimal)
+    reader = TableReader(str(tmp_path / "t.csv"))
+    assert set(np.unique(reader.sample(reader.matrix("X")) % 1)) == {0.5}
+
+
+def test_what_is_computed_of_cells_is_no_gene(plan_of, counts, frame, tmp_path):
+    """Seurat and scanpy leave such columns in tables of cells; summed as genes they would double each cell's counts."""
+    wide = frame.T.copy()
+    more = {"nCount_RNA": 9, "nFeature_RNA": 5, "percent.mt": 0.5, "seurat_clusters": 1, "UMAP_1": -2.5}
+    for name, value in more.items():
+        wide.insert(len(wide.columns) // 2, name, value)
+    wide.to_csv(tmp_path / "t.csv", index_label="cell")
+    plan = stage(plan_of(tmp_path / "t.csv"), str(tmp_path / "staged"), 20)
+    assert (read_rows(plan, 0, 50).counts != counts).nnz == 0
+    assert plan.notes[0] == "the rows of the table are read as cells, its columns as genes"
+    assert "5 columns of the table that are no counts" in plan.notes[1]
+    assert read_obs_text(plan.source, "seurat_clusters").tolist() == ["1"] * 50
+
+
+SYMBOLS = [
+    f"{stem}{n}" for stem in ("RPL", "ZNF", "FAM", "OR", "CD", "KRT", "SLC", "TMEM", "IGHV", "MT-ND") for n in "1234"
+]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["ctrl", "stim", "KO"],
+        [f"{n * 98765432198765:016x}" for n in range(1, 60)],
+        ["ACGTACGTACGT" + "ACGT"[n % 4] + "ACGT"[n // 4 % 4] + "-1" for n in range(16)],
+        [f"{row}{column}" for row in "ABCDEFGH" for column in range(1, 13)],
+        [str(n) for n in range(1, 30)],
+        [f"SRR19745{n}" for n in range(43, 80)],
+        [f"T.Cell_{n}" for n in range(40)],
+    ],
+    ids=["samples", "hashes", "barcodes", "wells", "numbers", "runs", "types"],
+)
+@pytest.mark.parametrize("by_cell", [False, True])
+def test_which_axis_is_genes_is_told_by_names(tmp_path, cells, by_cell):
+    frame = pd.DataFrame(np.arange(len(SYMBOLS) * len(cells)).reshape(len(SYMBOLS), -1), SYMBOLS, cells)
+    (frame.T if by_cell else frame).to_csv(tmp_path / "t.csv", index_label="name")
+    reader = TableReader(str(tmp_path / "t.csv"))
+    assert (reader.gene_names("X", "index"), reader.cell_names(0, len(cells))) == (SYMBOLS, cells)
+
+
+def test_the_first_genes_may_be_those_of_no_cell(tmp_path):
+    """A sample without values would be taken for a matrix without counts."""
+    zeros = np.zeros((900, 300), int)
+    zeros[850:] = 7
+    pd.DataFrame(zeros, [f"GENE{n}" for n in range(900)]).add_prefix("c").to_csv(tmp_path / "t.csv")
+    reader = TableReader(str(tmp_path / "t.csv"))
+    assert set(reader.sample(reader.matrix("X"))) == {7}
+
+
+def test_missing_values_stay_missing(plan_of, frame, tmp_path):
+    holed = frame.astype(object)
+    holed.iloc[2, 5], holed.iloc[3, 5], holed.iloc[4, 49] = "", "NA", None
+    holed.to_csv(tmp_path / "t.csv")
+    plan = stage(plan_of(tmp_path / "t.csv"), str(tmp_path / "staged"), 20)
+    rows, columns = np.nonzero(np.isnan(read_rows(plan, 0, 50).counts.toarray()))
+    assert list(zip(rows, columns, strict=True)) == [(5, 2), (5, 3), (49, 4)]
+
+
+@pytest.mark.parametrize(("line", "width"), [("{}", 51), ("{},1", 52), ("GENE,1,2", 3), ('"a,b",{}', 52)])
+def test_rows_of_another_length(plan_of, frame, tmp_path, line, width):
+    rows = frame.to_csv().splitlines()
+    rows[40] = line.format(rows[40])
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    if width == 51:
+        stage(plan_of(tmp_path / "t.csv"), str(tmp_path / "staged"), 20)
+    else:
+        with pytest.raises(ReadError, match=f"line 41 of the table has {width} fields, but its first row has 51"):
+            stage(plan_of(tmp_path / "t.csv"), str(tmp_path / "staged"), 20)
 
 
 def test_text_columns_of_cells_are_obs(frame, tmp_path):
@@ -101,7 +220,8 @@ def test_fields_that_are_no_numbers(plan_of, frame, tmp_path):
     text = frame.to_csv().splitlines()
     text[50] = f"{text[50].rpartition(',')[0]},one"
     (tmp_path / "t.csv").write_text("\n".join(text) + "\n")
-    with pytest.raises(ReadError, match=r"one.*every field but the names must be a count"):
+    says = r"line 51, column 'sample1_049' holds 'one'; every field but the names must be a count"
+    with pytest.raises(ReadError, match=says):
         stage(plan_of(tmp_path / "t.csv"), str(tmp_path / "staged"), 20)
 
 
@@ -116,6 +236,8 @@ def test_fields_that_are_no_numbers(plan_of, frame, tmp_path):
         (b"", None),
         (b"\x00\x01\x02", None),
         (b"gene," + b",".join(b"cell%d" % n for n in range(3000)), ","),
+        (b"gene," + b",".join(b"cell_number_%d" % n for n in range(700)) + b"\nA" + b",1.234567" * 700, ","),
+        (b"a,b,c\nsome,text,without,end", None),
     ],
 )
 def test_dialect(head, dialect):
@@ -128,33 +250,36 @@ def test_a_list_of_labels_is_no_dataset(tmp_path):
         find_sources([str(tmp_path / "labels.csv")])
 
 
-def write_loom(path, counts, columns, layers=()):
-    with h5py.File(path, "w") as file:
-        dense = counts.toarray().T
-        file.create_dataset("matrix", data=dense, chunks=(16, 8), compression="gzip")
-        for name in layers:
-            file.create_dataset(f"layers/{name}", data=dense)
-        text = h5py.string_dtype()
-        file.create_dataset("row_attrs/Gene", data=np.array([f"S{n}" for n in range(60)], object), dtype=text)
-        file.create_dataset("row_attrs/Accession", data=np.array(columns, object), dtype=text)
-        file.create_dataset("col_attrs/CellID", data=np.array([f"c{n}" for n in range(50)], object), dtype=text)
-        file.create_dataset("col_attrs/donor", data=np.array([f"d{n % 2}" for n in range(50)], object), dtype=text)
-
-
-def test_loom(plan_of, counts, columns, tmp_path):
-    write_loom(tmp_path / "a.loom", counts, columns, ["spliced"])
-    plan = plan_of(tmp_path / "a.loom")
-    assert (plan.source.kind, plan.layer, plan.gene_key, plan.layout) == ("loom", "X", "Accession", "dense")
-    block = read_rows(plan, 7, 33)
-    assert (block.counts != counts[7:33]).nnz == 0
-    assert block.cell_ids == [f"c{n}" for n in range(7, 33)]
-    assert read_obs_text(plan.source, "donor").tolist() == [f"d{n % 2}" for n in range(50)]
-    assert plan_of(tmp_path / "a.loom", layer="spliced").layer == "layers/spliced"
-
-
-def test_broken_loom(plan_of, counts, columns, tmp_path):
-    write_loom(tmp_path / "a.loom", counts, columns)
-    with h5py.File(tmp_path / "a.loom", "a") as file:
-        del file["row_attrs/Gene"], file["row_attrs/Accession"]
-    with pytest.raises(ReadError, match="row_attrs holds no names of genes"):
-        plan_of(tmp_path / "a.loom")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    seed=st.integers(0, 99),
+    sep=st.sampled_from([",", "\t", ";", " "]),
+    quoting=st.sampled_from([0, 1, 2]),
+    packed=st.booleans(),
+    by_cell=st.booleans(),
+    heading=st.sampled_from(["gene", "", None]),
+    ends=st.sampled_from(["\n", "\r\n"]),
+    block=st.integers(1, 40),
+)
+def test_any_small_table(
+    tmp_path_factory, monkeypatch, shape, seed, sep, quoting, packed, by_cell, heading, ends, block
+):
+    path, (n_genes, n_cells) = tmp_path_factory.mktemp("t") / "t.txt", shape
+    counts = np.random.default_rng(seed).poisson(0.7, shape)
+    frame = pd.DataFrame(counts, [f"ENSG{n:011d}" for n in range(n_genes)], [f"cell_{n}" for n in range(n_cells)])
+    text = (frame.T if by_cell else frame).to_csv(sep=sep, quoting=quoting, index_label=heading, lineterminator=ends)
+    if heading is None or (heading == "" and sep == " "):
+        text = text.split(sep, 1)[1]  # as R writes it
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    with monkeypatch.context() as patch:
+        patch.setattr("cellray.ingest.table._BLOCK_VALUES", block)
+        reader = TableReader(str(path))
+        matrix = reader.matrix("X")
+        assert (matrix.n_cells, matrix.n_columns) == (n_cells, n_genes)
+        assert reader.gene_names("X", "index") == list(frame.index)
+        assert reader.cell_names(0, n_cells) == list(frame.columns)
+        found = np.zeros((n_cells, n_genes))
+        for entries in reader.entries(matrix):
+            found[entries.cells, entries.columns] = entries.values
+    np.testing.assert_array_equal(found, counts.T)

@@ -1,8 +1,8 @@
 """Loom files (version 2 and 3): genes are rows, cells are columns.
 
 Contract: ``matrix`` is ``X`` and every entry of ``layers`` a layer; cells are read by blocks of columns that fit the
-file's chunks, so that memory is bounded by a block. The gene table has ``row_attrs/Gene`` as ``index`` and every other
-text attribute under its own name; ``col_attrs`` are the cells' ``obs``.
+file's chunks, up to a bound, so that memory is bounded by a block however the file is chunked. The gene table has
+``row_attrs/Gene`` as ``index`` and every other text attribute under its own name; ``col_attrs`` are the cells' ``obs``.
 """
 
 from dataclasses import replace
@@ -18,6 +18,7 @@ from cellray.ingest.reader import INDEX, LAYERS, Beside, Reader, X
 _GENES = ("Gene", "gene", "var_names", "gene_name", "gene_names", "gene_symbol", "Accession", "gene_id", "gene_ids")
 _CELLS = ("CellID", "obs_names", "cell_names", "cellID", "barcode", "barcodes")
 _TYPES = ("feature_types", "feature_type")
+_BLOCK_VALUES = 1 << 24
 
 
 class LoomReader(Reader):
@@ -42,7 +43,7 @@ class LoomReader(Reader):
     def layers(self) -> list[str]:
         """Return ``X`` and the entries of ``layers``."""
         layers = tree.find(self._root, "layers")
-        return [X, *(f"{LAYERS}{name}" for name in sorted(layers if layers is not None else []) if name)]
+        return [X, *(f"{LAYERS}{name}" for name in sorted(layers if layers is not None else []))]
 
     def matrix(self, layer: str) -> Matrix:
         """Check the matrix of a layer and describe it, with cells as rows."""
@@ -68,16 +69,14 @@ class LoomReader(Reader):
 
     def cell_names(self, start: int, stop: int) -> list[str]:
         """Names of cells ``start`` to ``stop``; numbers where the file names none."""
-        key = next((name for name in _CELLS if name in self._columns), None)
-        if key is None or self._columns[key].shape != (self.n_cells,):
-            return [str(row) for row in range(start, stop)]
-        return tree.strings(tree.need(self._columns, key), start, stop)
+        node = next((node for node in map(self._of_cells, _CELLS) if node is not None), None)
+        return [str(row) for row in range(start, stop)] if node is None else tree.strings(node, start, stop)
 
     def keys_beside(self, kind: Beside) -> list[str]:
         """Names of the one-dimensional attributes of the columns."""
         if kind != "obs":
             return []
-        return [name for name in self._columns if getattr(self._columns[name], "shape", None) == (self.n_cells,)]
+        return [name for name in self._columns if self._of_cells(name) is not None]
 
     def obs_column(self, key: str) -> list[str]:
         """One attribute of the columns as text."""
@@ -91,12 +90,18 @@ class LoomReader(Reader):
     def rows(self, matrix: Matrix, start: int, stop: int) -> sparse.csr_matrix:
         """Cells ``start`` to ``stop``, some columns of the file at a time."""
         node = tree.need(self._root, matrix.path)
-        step = max(1, matrices.BLOCK // max(1, self._n_genes), node.chunks[1] if node.chunks else 1)
+        most = max(1, _BLOCK_VALUES // max(1, self._n_genes))
+        step = max(1, matrices.BLOCK // max(1, self._n_genes), min(most, node.chunks[1] if node.chunks else 1))
         blocks = []
         for at in range(start, stop, step):
             block = matrices.to_float32(node[:, at : min(at + step, stop)])
             blocks.append(sparse.csr_matrix(block.T))
         return canonical(sparse.vstack(blocks, format="csr"))
+
+    def _of_cells(self, name: str) -> tree.Array | None:
+        """Return an attribute of the columns that has a value for each cell."""
+        node = tree.find(self._columns, name)
+        return None if node is None or tree.is_group(node) or node.shape != (self.n_cells,) else node
 
     def _is_text(self, group: tree.Group, name: str, length: int) -> bool:
         node = tree.find(group, name)

@@ -55,14 +55,14 @@ class RefineSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     refine: Literal["grit", "majority", "average", "none"] = "grit"
-    lam: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["gcv", "loo"] = 1.0
+    lam: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] | Literal["gcv", "loo"] = 1.0
     k: int = Field(default=15, ge=1)
     n_pcs: int = Field(default=50, ge=1)
     graph_batch_key: str | None = None
     use_rep: str | None = None
     use_graph: str | None = None
     anchor_key: str | None = None
-    anchor_weight: float | None = Field(default=None, ge=1, allow_inf_nan=False, description="None holds anchors")
+    anchor_weight: float | None = Field(default=None, ge=1, le=1e12, allow_inf_nan=False, description="None holds anchors")
     reason: str | None = Field(default=None, description="language model for uncertain groups: folder or URL")
     reason_share: float = Field(default=0.03, gt=0, le=1, description="of a dataset's cells, at most, are asked about")
     reason_margin: float = Field(default=0.5, gt=0, le=1, description="relative margin below which a cell is uncertain")

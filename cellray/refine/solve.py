@@ -20,6 +20,8 @@ from cellray.refine import kernels
 from cellray.refine.kernels import WIDTH
 
 DIRECT_CELLS = 500
+MAX_LAM = 1e30
+"""Larger strengths and weights would leave the range of float32; no result differs long before."""
 _Edges = tuple[np.ndarray, np.ndarray, np.ndarray]  # of a CSR matrix
 _MAX_ITERATIONS = 5_000
 _PATIENCE = 300  # iterations without a smaller residual
@@ -54,7 +56,7 @@ def solve(
     p0
         (n, c) scores.
     lam
-        Strength of the smoothing, finite and >= 0; 0 gives ``p0``.
+        Strength of the smoothing, 0 to ``MAX_LAM``; 0 gives ``p0``.
     weights
         (n,) trust in each cell's scores, > 0; infinite holds them. None: 1 everywhere.
     order
@@ -161,20 +163,22 @@ def _block(system: _System, b: np.ndarray, x: np.ndarray, tol: float) -> tuple[i
     x /= scale
     squares, last, iterations = np.empty(WIDTH), np.inf, 0
     precision: type[np.floating] = np.float32
-    moved = None
+    before = x.copy()
     while True:
         r = np.empty(b.shape, precision)
         kernels.remainder(*edges, system.diagonal, system.lam, b, x, r, squares)
         worst = float(np.sqrt(squares.max()))
-        stuck = worst > last / 2
+        # Not finite: a lam or a weight is out of the range of float32, or even of float64.
+        stuck = worst > last / 2 or not np.isfinite(worst)
         if worst <= tol or (stuck and precision is np.float64):
             x *= scale
             return iterations, worst
         if stuck:
-            x -= moved
+            x[:] = before
             precision, last = np.float64, np.inf
             continue
         last = worst
+        before = x.copy()
         moved, done = _round(edges, system.diagonal.astype(precision), precision(system.lam), r, _AIM * tol)
         x += moved
         iterations += done
@@ -226,8 +230,8 @@ def _around_held(
 
 
 def _checked(p0: np.ndarray, lam: float, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    if not 0 <= lam < np.inf:
-        msg = f"lam is {lam}; it must be a finite number >= 0"
+    if not 0 <= lam <= MAX_LAM:
+        msg = f"lam is {lam}; it must be a number from 0 to {MAX_LAM:g}"
         raise RefineError(msg)
     b = p0.astype(np.float64)
     if not np.isfinite(b).all():
@@ -235,9 +239,10 @@ def _checked(p0: np.ndarray, lam: float, weights: np.ndarray | None) -> tuple[np
         msg = f"scores of row {row} are not finite: {b[row].tolist()}; the encoder must be run again"
         raise RefineError(msg)
     w = np.ones(len(b)) if weights is None else weights.astype(np.float64)
-    if not (w > 0).all():
-        row = int(np.argmin(w > 0))
-        msg = f"the weight of row {row} is {w[row]}; weights must be above 0"
+    usable = (w > 0) & ((w <= MAX_LAM) | np.isinf(w))
+    if not usable.all():
+        row = int(np.argmin(usable))
+        msg = f"the weight of row {row} is {w[row]}; weights must be above 0 and at most {MAX_LAM:g}, or infinite"
         raise RefineError(msg)
     return b, w
 

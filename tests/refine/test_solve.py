@@ -154,3 +154,23 @@ def test_the_order_of_cells_does_not_matter():
     for trust in (None, weights):
         plain, ordered = (solve(graph, p0, 2.0, weights=trust, order=one).p for one in (None, order))
         np.testing.assert_allclose(ordered, plain, atol=1e-8)
+
+
+@given(
+    lam=st.floats(0, allow_nan=False, allow_infinity=False),
+    weight=st.floats(1e-6, 1e300) | st.just(float("inf")),
+    direct=st.booleans(),
+)
+@settings(max_examples=60)
+def test_any_finite_lam_is_solved_or_refused(lam, weight, direct):
+    """Never an endless loop, whatever overflows float32."""
+    graph = sparse.csr_matrix(np.ones((6, 6)) - np.eye(6))
+    p0 = np.random.default_rng(0).dirichlet(np.ones(3), 6)
+    weights = np.array([weight, 1, 1, 1, 1, 1])
+    try:
+        solution = solve(graph, p0, lam, weights=weights, tol=1e-5, direct_cells=100 if direct else 0)
+    except RefineError as error:
+        assert "lam" in str(error) or "weight" in str(error)  # noqa: PT017
+        return
+    assert np.isfinite(solution.p).all()
+    assert solution.residual <= 1e-5

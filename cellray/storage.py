@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -130,16 +131,15 @@ def put_if_absent(uri: str, data: bytes) -> None:
     if is_local(uri):
         path = Path(filesystem(uri)[1])
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        temporary = _temporary(path.parent)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(0o666 & ~_umask())
-            os.link(name, path)
+            os.link(temporary, path)
         finally:
-            Path(name).unlink()
+            temporary.unlink()
         return
     fs, target = filesystem(uri)
     with network_errors():
@@ -184,14 +184,11 @@ def writing(uri: str) -> Iterator[Path]:
     temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=folder)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _temporary(folder, 0o666 if local else 0o600)
         yield temporary
         if local:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         else:
             with network_errors():
@@ -258,7 +255,13 @@ def _file_hash(uri: str, info: dict[str, Any]) -> str:
     return f"{info['ETag']}:{info['size']}"
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary(folder: Path, mode: int = 0o666) -> Path:
+    """Create an empty file of a new name, with what the process's umask leaves of ``mode``; the umask itself is kept.
+
+    ``tempfile`` makes files for their owner alone, and asking for the umask means setting it, for all threads.
+    """
+    while True:
+        path = folder / f".tmp-{secrets.token_hex(8)}"
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), mode))
+            return path

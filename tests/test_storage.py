@@ -80,6 +80,13 @@ def test_temporary_name_is_not_listed(tmp_path: Path) -> None:
         assert storage.list_files(str(tmp_path)) == []
 
 
+def test_the_umask_is_never_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the whole process's: another thread would write files that anybody may change in between."""
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask was set"))
+    storage.put(str(tmp_path / "a"), b"x")
+    storage.put_if_absent(str(tmp_path / "b"), b"x")
+
+
 def test_published_file_obeys_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -108,7 +108,7 @@ class AnnotateSettings(RefineSettings):
     ctm_top_k: int | None = Field(default=None, ge=1, description="an approximation; None matches all labels")
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_length: int | None = Field(default=None, ge=2, description="longest cell, CLS included; None: the model's")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     layer: str | None = None
     gene_key: str | None = None
     genome: str | None = Field(default=None, description="of several in one file; None: the human one")

@@ -22,6 +22,7 @@ from cellray.puzzles.puzzle import Puzzle
 from cellray.settings import checked
 from cellray.targets import reserve
 from cellray.train.posttraining.distill import PARTS, Actors, Asking, LocalTeacher, Order, ServedTeacher, distil
+from jobs.numbers import amount, count, number, positive, seed
 from jobs.sft import tell
 
 DISTILLED, ACCEPTANCE = "distilled.parquet", "acceptance.json"
@@ -34,15 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="model folder, mini-cell-o1, or the server's name for it")
     parser.add_argument("--url", default=None, help="of a server with OpenAI's interface, with /v1")
     parser.add_argument("--out", required=True, help="folder that receives the traces")
-    parser.add_argument("--candidates", type=int, default=8)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-tokens", type=int, default=3500)
-    parser.add_argument("--max-length", type=int, default=None, help="longest prompt and answer of a model folder")
+    parser.add_argument("--candidates", type=count, default=8)
+    parser.add_argument("--temperature", type=amount, default=1.0)
+    parser.add_argument("--max-tokens", type=number(int, 16), default=3500)
+    parser.add_argument(
+        "--max-length", type=number(int, 16), default=None, help="longest prompt and answer of a model folder"
+    )
     parser.add_argument("--placement", default="appended", help="of the instruction: appended, spaced or system")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=600, help="seconds that a server may take")
-    parser.add_argument("--together", type=int, default=4, help="chunks of 16 puzzles asked at once")
-    parser.add_argument("--engines", type=int, default=1, help="engine actors of a model folder, one a GPU")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--timeout", type=positive, default=600, help="seconds that a server may take")
+    parser.add_argument("--together", type=count, default=4, help="chunks of 16 puzzles asked at once")
+    parser.add_argument("--engines", type=count, default=1, help="engine actors of a model folder, one a GPU")
     parser.add_argument("--address", default=None, help="Ray cluster; default: start one here")
     parser.add_argument("--json", action="store_true", help="machine-readable result")
     given = parser.parse_args(arguments)

@@ -15,6 +15,8 @@ from contextlib import suppress
 
 from ray.job_submission import JobStatus, JobSubmissionClient, JobType
 
+from jobs.numbers import amount
+
 _EVERY_S = 0.5
 
 
@@ -22,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser."""
     found = argparse.ArgumentParser(prog="python -m jobs.drain", description=__doc__)
     found.add_argument("--address", default="http://127.0.0.1:8265", help="of the cluster's dashboard")
-    found.add_argument("--timeout-s", type=float, default=65, help="how long to wait")
+    found.add_argument("--timeout-s", type=amount, default=65, help="how long to wait")
     return found
 
 

@@ -29,6 +29,7 @@ from cellray.train.puzzle_lm import PuzzleLMTrainer, prepare_puzzles, pretrain_p
 from cellray.train.scgpt_corpus import prepare_scgpt
 from cellray.train.scgpt_pretrain import ScGPTInput, ScGPTPretrainer, checkpoint_of, pretrain_worker
 from cellray.train.terms import Terms
+from jobs.numbers import count
 from jobs.training import add_arguments, trained
 
 
@@ -40,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--data", type=Path, required=True, help="folder that the configuration's files are relative to"
     )
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--steps", type=int, default=None, help="LangCell, puzzles: overrides the configuration")
-    parser.add_argument("--epochs", type=int, default=None, help="scGPT, puzzles: overrides the configuration")
+    parser.add_argument("--steps", type=count, default=None, help="LangCell, puzzles: overrides the configuration")
+    parser.add_argument("--epochs", type=count, default=None, help="scGPT, puzzles: overrides the configuration")
     add_arguments(parser)
     given = parser.parse_args(arguments)
     try:

@@ -24,6 +24,7 @@ from cellray.tokenize.cells import Cells
 from cellray.train.checkpoint import restore
 from cellray.train.loop import Course
 from cellray.train.plugins import PluginSettings, new_plugin, train_worker
+from jobs.numbers import count, inner_share, number, positive, seed
 from jobs.training import add_arguments, trained
 
 
@@ -37,17 +38,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--label-key", default=None, help="obs column; default cell_type, or of task tissue: tissue")
     parser.add_argument("--label-id-key", default=None, help="obs column with the labels' Cell Ontology ids")
     parser.add_argument("--donor-key", default=None, help="obs column: whole donors are held out, not cells")
-    parser.add_argument("--hold-out", type=float, default=0.2, help="share of cells to stop and to judge by")
+    parser.add_argument("--hold-out", type=inner_share, default=0.2, help="share of cells to stop and to judge by")
     parser.add_argument("--hierarchical", action="store_true", help="cross-entropy over the Cell Ontology")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--patience", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=PluginSettings.learning_rate)
-    parser.add_argument("--experts", type=int, default=5)
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--epochs", type=count, default=8)
+    parser.add_argument("--patience", type=number(int, 0), default=3)
+    parser.add_argument("--learning-rate", type=positive, default=PluginSettings.learning_rate)
+    parser.add_argument("--experts", type=count, default=5)
+    parser.add_argument("--rank", type=count, default=8)
     parser.add_argument(
-        "--alpha", type=float, default=PluginSettings.alpha, help="what experts add is scaled by alpha / rank"
+        "--alpha", type=positive, default=PluginSettings.alpha, help="what experts add is scaled by alpha / rank"
     )
-    parser.add_argument("--classes", type=int, default=200, help="room of the head, reserved classes included")
+    parser.add_argument(
+        "--classes", type=number(int, 2), default=200, help="room of the head, reserved classes included"
+    )
     parser.add_argument("--no-promote", action="store_true", help="store the version only")
     add_arguments(parser)
     return finished(parser.parse_args(arguments), run)
@@ -59,7 +62,7 @@ def add_plugin_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--registry", default=Environment().registry, help="path or s3://; default $CELLRAY_REGISTRY")
     parser.add_argument("--layer", default=None, help="layer with the raw counts; found by itself otherwise")
     parser.add_argument("--gene-key", default=None, help="var column of the genes; found by itself otherwise")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--json", action="store_true", help="machine-readable result")
 
 

@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cellray.cluster import ray_session
 from cellray.errors import CellRayError
+from jobs.numbers import count
 
 _LOOKS_S = "0.25"
 """How often the controller looks at the workers, each of which waits for it with every checkpoint: by default 2 s,
@@ -26,8 +27,8 @@ longer than an epoch of some tens of cells takes."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``trained``."""
     parser.add_argument("--runs", type=Path, default=Path("out/train"), help="where checkpoints go")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=None, help="CPUs of each worker; default: all, shared evenly")
+    parser.add_argument("--workers", type=count, default=1)
+    parser.add_argument("--threads", type=count, default=None, help="CPUs of each worker; default: all, shared evenly")
     parser.add_argument("--address", default=None, help="Ray cluster; default: start one here")
 
 

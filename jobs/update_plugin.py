@@ -17,6 +17,7 @@ from cellray.plugins.registry import Registry, tissue_name
 from cellray.plugins.router import no_plugin
 from cellray.train.checkpoint import restore
 from cellray.train.update import UpdateSettings, extended, update_worker
+from jobs.numbers import count, inner_share, positive, share
 from jobs.train_plugin import add_plugin_arguments, finished, load_base, run_name
 from jobs.training import add_arguments, trained
 
@@ -29,18 +30,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--label", required=True, help="name of the new type")
     add_plugin_arguments(parser)
     parser.add_argument("--recipe", choices=("imprint", "paper"), default="imprint")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--learning-rate", type=float, default=None, help="default: that of the recipe")
-    parser.add_argument("--hold-out", type=float, default=0.2, help="share of the new cells that the gate looks for")
+    parser.add_argument("--epochs", type=count, default=10)
+    parser.add_argument("--learning-rate", type=positive, default=None, help="default: that of the recipe")
+    parser.add_argument(
+        "--hold-out", type=inner_share, default=0.2, help="share of the new cells that the gate looks for"
+    )
     allowed = Limits()
     parser.add_argument(
-        "--margin", type=float, default=allowed.margin, help="most that accuracy on known types may fall"
+        "--margin", type=share, default=allowed.margin, help="most that accuracy on known types may fall"
     )
     parser.add_argument(
-        "--type-margin", type=float, default=allowed.type_margin, help="most that the new type may take of a known one"
+        "--type-margin", type=share, default=allowed.type_margin, help="most that the new type may take of a known one"
     )
     parser.add_argument(
-        "--least-recall", type=float, default=allowed.least_recall, help="of held-out cells of the new type"
+        "--least-recall", type=share, default=allowed.least_recall, help="of held-out cells of the new type"
     )
     add_arguments(parser)
     return finished(parser.parse_args(arguments), run)

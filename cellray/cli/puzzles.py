@@ -29,18 +29,20 @@ def build(
     batch_key: Annotated[str | None, typer.Option(help="obs column with batches within a donor")] = None,
     layer: Annotated[str | None, typer.Option(help="layer with the raw counts; found by itself otherwise")] = None,
     gene_key: Annotated[str | None, typer.Option(help="var column with gene names; default feature_name")] = None,
-    top_genes: Annotated[int, typer.Option(help="genes of a cell")] = 50,
-    min_cells: Annotated[int, typer.Option(help="cells of the smallest puzzle")] = 8,
-    max_cells: Annotated[int, typer.Option(help="cells of the largest puzzle")] = 15,
-    per_size: Annotated[int, typer.Option(help="training puzzles of each size and dataset")] = 40,
+    top_genes: Annotated[int, typer.Option(help="genes of a cell", min=1)] = 50,
+    min_cells: Annotated[int, typer.Option(help="cells of the smallest puzzle", min=2)] = 8,
+    max_cells: Annotated[int, typer.Option(help="cells of the largest puzzle", min=2)] = 15,
+    per_size: Annotated[int, typer.Option(help="training puzzles of each size and dataset", min=1)] = 40,
     split_by: Annotated[str, typer.Option(help="donor, cell, or auto: donors where there are five")] = "auto",
-    held_out: Annotated[float, typer.Option(help="share of donors or cells in validation, and in test")] = 0.1,
+    held_out: Annotated[
+        float, typer.Option(help="share of donors or cells in validation, and in test", min=0, max=0.49)
+    ] = 0.1,
     all_genes: Annotated[bool, typer.Option("--all-genes", help="keep MT-, RPL, RPS and MALAT1")] = False,
     sorted_candidates: Annotated[bool, typer.Option("--sorted-candidates", help="do not shuffle candidates")] = False,
     official: Annotated[
         bool, typer.Option("--official", help="repeat the released construction, which shares cells between splits")
     ] = False,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Build puzzles from labelled datasets, with no cell in two splits."""
@@ -123,15 +125,19 @@ def solve(
     adapter: Annotated[str | None, typer.Option(help="folder of a LoRA adapter")] = None,
     baseline: _Baseline = None,
     placement: Annotated[str, typer.Option(help="of the instruction: appended, spaced or system")] = "appended",
-    rollouts: Annotated[int, typer.Option(help="answers a puzzle; the one most like all others is taken")] = 1,
-    temperature: Annotated[float | None, typer.Option(help="default 0 for one rollout, else 0.8")] = None,
+    rollouts: Annotated[
+        int, typer.Option(help="answers a puzzle; the one most like all others is taken", min=1, max=64)
+    ] = 1,
+    temperature: Annotated[float | None, typer.Option(help="default 0 for one rollout, else 0.8", min=0)] = None,
     guarded: Annotated[bool, typer.Option("--guarded", help="ask again where rollouts disagree (DGPR)")] = False,
     free: Annotated[bool, typer.Option("--free", help="no one-to-one decoding, as published evaluations")] = False,
-    max_tokens: Annotated[int, typer.Option(help="longest answer")] = 3500,
-    max_length: Annotated[int | None, typer.Option(help="longest prompt and answer; default the model's")] = None,
-    engines: Annotated[int, typer.Option(help="engine actors, one a GPU")] = 1,
-    seed: Annotated[int, typer.Option()] = 0,
-    limit: Annotated[int | None, typer.Option(help="only the first so many puzzles")] = None,
+    max_tokens: Annotated[int, typer.Option(help="longest answer", min=16)] = 3500,
+    max_length: Annotated[
+        int | None, typer.Option(help="longest prompt and answer; default the model's", min=16)
+    ] = None,
+    engines: Annotated[int, typer.Option(help="engine actors, one a GPU", min=1)] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    limit: Annotated[int | None, typer.Option(help="only the first so many puzzles", min=1)] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: Ray on this machine")] = None,
     as_json: Json = False,
 ) -> None:

@@ -25,21 +25,25 @@ def reason(
         str | None, typer.Option(help="ranked list of genes for hvg_rank, one a line; default the model's")
     ] = None,
     genes: Annotated[
-        int | None, typer.Option(help="genes of a sentence, at most; default the model's, else 1000")
+        int | None, typer.Option(help="genes of a sentence, at most; default the model's, else 1000", min=1)
     ] = None,
     layer: Annotated[str | None, typer.Option(help="layer with the raw counts; found by itself otherwise")] = None,
     gene_key: Annotated[
         str | None, typer.Option(help="var column with gene symbols; found by itself otherwise")
     ] = None,
-    min_genes: Annotated[int, typer.Option(help="a cell with fewer genes is rejected")] = 20,
-    max_tokens: Annotated[int | None, typer.Option(help="longest answer; default 256 direct, 4096 reasoning")] = None,
-    max_length: Annotated[int | None, typer.Option(help="longest prompt and answer; default the model's")] = None,
+    min_genes: Annotated[int, typer.Option(help="a cell with fewer genes is rejected", min=1)] = 20,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="longest answer; default 256 direct, 4096 reasoning", min=1)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="longest prompt and answer; default the model's", min=16)
+    ] = None,
     truth_key: Annotated[str | None, typer.Option(help="obs column with the true cell types: adds scores")] = None,
     pair_scores: Annotated[str | None, typer.Option(help="CellReasoner's table of graded pairs (CSV), with it")] = None,
-    shard_cells: Annotated[int, typer.Option(help="cells of one unit of work")] = 64,
-    engines: Annotated[int, typer.Option(help="engine actors, one a GPU")] = 1,
-    seed: Annotated[int, typer.Option()] = 0,
-    limit: Annotated[int | None, typer.Option(help="only the first so many cells of each dataset")] = None,
+    shard_cells: Annotated[int, typer.Option(help="cells of one unit of work", min=1)] = 64,
+    engines: Annotated[int, typer.Option(help="engine actors, one a GPU", min=1)] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    limit: Annotated[int | None, typer.Option(help="only the first so many cells of each dataset", min=1)] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: Ray on this machine")] = None,
     as_json: Json = False,
 ) -> None:

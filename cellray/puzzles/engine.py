@@ -46,7 +46,7 @@ class EngineSettings(BaseModel):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     adapters: Annotated[int, Field(ge=0, description="LoRA adapters in one batch; 0: none")] = 0
     adapter_rank: Annotated[int, Field(ge=1)] = 64
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class SolveSettings(BaseModel):
     one_to_one: bool = True
     guarded: bool = False
     tries: Annotated[int, Field(ge=1)] = 2
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @property
     def heat(self) -> float:

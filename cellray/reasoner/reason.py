@@ -34,7 +34,7 @@ class ReasonSettings(BaseModel):
     layer: str | None = None
     gene_key: str | None = None
     tries: Annotated[int, Field(ge=1)] = 2
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 async def reasoned(

@@ -37,12 +37,12 @@ class TrainingSet(Strict):
 class Sizes(Strict):
     """Sizes of one encoder."""
 
-    hidden: int
-    layers: int
-    heads: int
-    ffn: int
-    max_tokens: int
-    dropout: float = 0.1
+    hidden: Annotated[int, Field(ge=1)]
+    layers: Annotated[int, Field(ge=1)]
+    heads: Annotated[int, Field(ge=1)]
+    ffn: Annotated[int, Field(ge=1)]
+    max_tokens: Annotated[int, Field(ge=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class FromFile(Strict):
@@ -76,7 +76,7 @@ class ScGPTPretrainConfig(FromFile):
 
     architecture: Literal["scgpt"]
     name: str
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     sets: tuple[TrainingSet, ...]
     top_genes: Annotated[int, Field(ge=1, description="highly variable genes of each set; the model knows all")] = 1200
     sizes: Sizes
@@ -92,8 +92,8 @@ class ScGPTPretrainConfig(FromFile):
         0.6,
     )
     components: Annotated[int, Field(ge=1, description="principal components of expression that CLS predicts")] = 64
-    masked_weight: float = 0.3
-    class_weight: float = 0.2
+    masked_weight: Annotated[float, Field(ge=0)] = 0.3
+    class_weight: Annotated[float, Field(ge=0)] = 0.2
     average_decay: Annotated[float, Field(ge=0, lt=1, description="of the average of weights; 0 keeps the last")] = 0.99
 
 
@@ -102,7 +102,7 @@ class PuzzleLMConfig(FromFile):
 
     architecture: Literal["qwen2"]
     name: str
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     files: tuple[str, ...]
     label_key: str = "cell_type"
     held_out: Annotated[float, Field(gt=0, lt=0.5, description="share of cells in validation, and in test")] = 0.1
@@ -128,18 +128,18 @@ class PretrainConfig(FromFile):
 
     architecture: Literal["langcell"] = "langcell"
     name: str
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     sets: tuple[TrainingSet, ...]
     symbols: str | None = None
-    min_gene_cells: int = 10
-    text_vocab: int = 3000
+    min_gene_cells: Annotated[int, Field(ge=1)] = 10
+    text_vocab: Annotated[int, Field(ge=1)] = 3000
     cell: Sizes
     text: Sizes
-    steps: int
-    warmup_steps: int = 100
-    batch_cells: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
+    steps: Annotated[int, Field(ge=1)]
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    batch_cells: Annotated[int, Field(ge=1)] = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
     average_decay: Annotated[float, Field(ge=0, lt=1, description="of the average of weights; 0 keeps the last")] = 0.99
     class_exponent: Annotated[float, Field(ge=0, le=1, description="0 balances classes fully, 1 keeps their sizes")] = (
         0.3
@@ -151,12 +151,12 @@ class PretrainConfig(FromFile):
     programs_on: Annotated[float, Field(ge=0, le=1, description="share of cells that a gene program is added to")] = 0.4
     ancestor_share: Annotated[float, Field(ge=0, le=1, description="share of cells named by an ancestor term")] = 0.3
     mask_share: Annotated[float, Field(ge=0, le=1, description="share of genes masked in every second cell")] = 0.15
-    masked_per_batch: int = 512
-    ctm_weight: float = 1.0
-    masked_weight: float = 0.2
-    checkpoint_steps: int = 250
+    masked_per_batch: Annotated[int, Field(ge=1)] = 512
+    ctm_weight: Annotated[float, Field(ge=0)] = 1.0
+    masked_weight: Annotated[float, Field(ge=0)] = 0.2
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 250
     matching_steps: Annotated[int, Field(ge=0, description="steps of the matching head alone, after the others")] = 0
-    matching_learning_rate: float = 2e-3
+    matching_learning_rate: Annotated[float, Field(gt=0)] = 2e-3
 
     @property
     def all_steps(self) -> int:

@@ -31,6 +31,7 @@ from cellray.models import checkpoints
 from cellray.plugins.registry import Registry
 from cellray.plugins.router import scgpt_base
 from jobs.bench.serving import cells_of, made_up
+from jobs.numbers import amount, count, port, positive
 
 _APP, _DEPLOYMENT = "autoscale", "Labeller"
 _EVERY_S = 0.1
@@ -42,14 +43,14 @@ joined must have been started with it."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; returns 1 if a request failed or replicas did not follow."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.autoscale", description=__doc__)
-    parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--max-replicas", type=int, default=3)
-    parser.add_argument("--upscale-delay-s", type=float, default=5)
-    parser.add_argument("--downscale-delay-s", type=float, default=10)
-    parser.add_argument("--look-back-s", type=float, default=11)
-    parser.add_argument("--limit-s", type=float, default=180, help="how long each step may take")
+    parser.add_argument("--clients", type=count, default=12)
+    parser.add_argument("--max-replicas", type=count, default=3)
+    parser.add_argument("--upscale-delay-s", type=amount, default=5)
+    parser.add_argument("--downscale-delay-s", type=amount, default=10)
+    parser.add_argument("--look-back-s", type=positive, default=11)
+    parser.add_argument("--limit-s", type=positive, default=180, help="how long each step may take")
     parser.add_argument("--address", default=None, help="Ray cluster to join; default: Ray on this machine")
-    parser.add_argument("--port", type=int, default=18_440)
+    parser.add_argument("--port", type=port, default=18_440)
     given = parser.parse_args(arguments)
     os.environ.setdefault(_INTERVAL, "0.5")
     found = measure(given)

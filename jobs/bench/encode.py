@@ -58,6 +58,7 @@ from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.tokenize.bins import bin_tokens
 from cellray.tokenize.shards import token_table
 from jobs.bench import official
+from jobs.numbers import count
 
 _BATCH = 32
 _LABELS, _WORDS = 8, 48
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--data", type=Path, default=None, help="folder of real datasets, for the lengths of cells")
     parser.add_argument("--only", choices=["langcell", "scgpt", "binning", "precision"], default=None)
-    parser.add_argument("--cells", type=int, default=None, help="cells of each comparison")
+    parser.add_argument("--cells", type=count, default=None, help="cells of each comparison")
     parser.add_argument("--model", choices=["langcell-12l", "scgpt-12l"], default=None, help="measure one alone")
     parser.add_argument("--random-weights", action="store_true", help="with --model: there are no others here")
     given = parser.parse_args(arguments)

@@ -44,6 +44,7 @@ from cellray.train.posttraining.sft import SFTInput, sft_worker
 from cellray.train.posttraining.writers import Writers, start_rollouts
 from jobs.bench import learning, toy
 from jobs.bench.puzzles import made_up
+from jobs.numbers import count
 
 _MODEL = "mini-cell-o1"
 _CELLS = 8
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.grpo", description=__doc__)
     learning.add_arguments(parser, required=False)
-    parser.add_argument("--toy-steps", type=int, default=100)
+    parser.add_argument("--toy-steps", type=count, default=100)
     parser.add_argument("--picture", type=Path, default=None, help="SVG file that receives the toy's rewards")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)

@@ -38,6 +38,7 @@ from cellray.train.posttraining.rollout import Wish
 from cellray.train.posttraining.sft import SFTInput, train
 from cellray.train.posttraining.writers import start_rollouts, weights_of
 from jobs.grpo import askable
+from jobs.numbers import count, positive
 
 _TOKENS = 120
 _SHOWN = ("cell_acc_micro", "batch_acc", "batch_acc_se", "format", "uniqueness")
@@ -67,10 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
         default=Path("out/learning"),
         help="results.json; a page of curves and a picture of rewards a run",
     )
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--control-learning-rate", type=float, default=3e-4)
+    parser.add_argument("--steps", type=count, default=30)
+    parser.add_argument("--seeds", type=count, default=2)
+    parser.add_argument("--learning-rate", type=positive, default=1e-4)
+    parser.add_argument("--control-learning-rate", type=positive, default=3e-4)
     parser.add_argument("--tune", action="store_true", help="judge on the puzzles for tuning, one seed")
     parser.add_argument("--rewards", nargs="+", choices=tuple(REWARDS), default=list(REWARDS))
 

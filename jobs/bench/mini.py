@@ -26,6 +26,7 @@ from cellray.models import checkpoints
 from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.train.config import PretrainConfig, TrainingSet
 from cellray.train.prepare import Cells, read_cells, tokenise
+from jobs.numbers import share
 
 _CONFIG = Path(__file__).parents[1] / "configs" / "mini.yaml"
 _LINEAGES = {"B": ("CL:0000236",), "T or NK": ("CL:0000084", "CL:0000623"), "myeloid": ("CL:0000766",)}
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, default=_CONFIG)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--alpha", type=float, default=0.2)
+    parser.add_argument("--alpha", type=share, default=0.2)
     parser.add_argument("--independent", default="datasets/pbmc_kang2018_1267genes.h5ad")
     parser.add_argument("--label-key", default="cell_type_ontology_id", help="of the independent set")
     parser.add_argument("--json", action="store_true")

@@ -61,6 +61,7 @@ from cellray.train.plugins import (
 )
 from cellray.train.update import UpdateInput, UpdateSettings, update
 from jobs.bench.plugin_cells import FILES, UNSEEN, Study, on_counts, parts
+from jobs.numbers import count
 
 _SEEDS, _DRAWS = (0, 1, 2), (0, 1, 2)
 _NEW_CELLS = (10, 20, 30, 40, 50)
@@ -77,11 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with the datasets of jobs/configs")
     parser.add_argument("--work", type=Path, default=Path("out/bench/plugins"), help="where bases and results are kept")
     parser.add_argument("--only", choices=_PARTS, default=None)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=count, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
-    parser.add_argument("--seeds", type=int, default=len(_SEEDS))
+    parser.add_argument("--seeds", type=count, default=len(_SEEDS))
     parser.add_argument("--bases", choices=_SETTINGS, nargs="+", default=list(_SETTINGS), help="of closed")
-    parser.add_argument("--new-cells", type=int, nargs="+", default=list(_NEW_CELLS))
+    parser.add_argument("--new-cells", type=count, nargs="+", default=list(_NEW_CELLS))
     parser.add_argument("--small", action="store_true", help="one seed, one draw, one epoch of everything")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)

@@ -36,6 +36,7 @@ from cellray.puzzles import Puzzle
 from cellray.puzzles.answer import accepted
 from cellray.puzzles.engine import BUNDLED, Engine, EngineSettings, Sampling, locate
 from cellray.puzzles.solve import SolveSettings
+from jobs.numbers import count
 
 _MODEL = "mini-cell-o1"
 _LAYERS, _HEAD = 8, 64
@@ -50,9 +51,9 @@ _LONGEST = 60
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.puzzles", description=__doc__)
-    parser.add_argument("--puzzles", type=int, default=256)
-    parser.add_argument("--nested", type=int, default=1000, help="puzzles of `permutations`")
-    parser.add_argument("--width", type=int, default=None, help=f"of a random model, a multiple of {_HEAD}")
+    parser.add_argument("--puzzles", type=count, default=256)
+    parser.add_argument("--nested", type=count, default=1000, help="puzzles of `permutations`")
+    parser.add_argument("--width", type=count, default=None, help=f"of a random model, a multiple of {_HEAD}")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     # The app's replica would have one thread by Ray, where the bare engine and those in actors have all.

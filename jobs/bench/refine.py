@@ -43,6 +43,7 @@ from cellray.refine.grit import Options, refine
 from cellray.refine.pca import principal_components
 from cellray.refine.solve import solve, solve_direct
 from jobs.bench.atlas import Atlas, noisy_scores
+from jobs.numbers import count
 
 _PARTS = ("solve", "e2e", "scale")
 _REPEATS = 3
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=[*_PARTS, "real"], default=None)
     parser.add_argument("--data", type=Path, default=None, help="folder of real datasets")
-    parser.add_argument("--cells", type=int, default=None, help="only refine so many made-up cells, in this process")
+    parser.add_argument("--cells", type=count, default=None, help="only refine so many made-up cells, in this process")
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     numba.set_num_threads(1)

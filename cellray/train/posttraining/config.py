@@ -36,7 +36,7 @@ class Training(FromFile):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     model: Annotated[str, Field(description="Hugging Face model folder, or mini-cell-o1")]
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     adapter: Adapter | None = Adapter()
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

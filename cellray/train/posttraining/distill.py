@@ -40,7 +40,7 @@ class Asking(Strict):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     max_tokens: Annotated[int, Field(ge=16)] = 3500
     placement: Placement = "appended"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class TeacherError(Exception):

@@ -22,7 +22,7 @@ AllowNormalised = Annotated[
     bool, typer.Option("--allow-normalised", help="take log-normalised values where counts cannot be recovered")
 ]
 ClusterKey = Annotated[str | None, typer.Option(help="obs column of clusters: each gets one label, with its share")]
-MinGenes = Annotated[int, typer.Option(help="a cell with fewer known genes is rejected")]
+MinGenes = Annotated[int, typer.Option(help="a cell with fewer known genes is rejected", min=1)]
 ShardCells = Annotated[int, typer.Option(help="cells of one unit of work")]
 Encoders = Annotated[int | None, typer.Option(help="encoder actors; default one a GPU, else one for four CPUs")]
 Precision = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: float16 on a GPU")]

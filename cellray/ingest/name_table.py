@@ -11,13 +11,15 @@ import csv
 import gzip
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
 from typing import IO, cast
 
 from cellray import storage
 from cellray.ingest.matrix import MAX_COLUMNS
+
+MAX_LINE = 1 << 28
 
 _GZIP = b"\x1f\x8b"
 _LOOKED_AT = 20
@@ -45,6 +47,16 @@ def open_text(uri: str) -> Iterator[IO[bytes]]:
             yield file
 
 
+def lines_of(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file; one that is longer than any table's is an error, not read to its end."""
+    readline = file.readline  # bound once: fsspec's files look it up anew for each line
+    while line := readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            msg = f"a line is longer than {MAX_LINE:,} bytes"
+            raise ValueError(msg)
+        yield line
+
+
 class NameTable:
     """One table at ``uri``, for a matrix axis of a length that is known when ``fit`` is called."""
 
@@ -57,7 +69,7 @@ class NameTable:
     def n_lines(self) -> int:
         """Lines of the file that are not empty at its end."""
         with open_text(self.uri) as file:
-            return sum(1 for line in file if line.strip())
+            return sum(1 for line in lines_of(file) if line.strip())
 
     def fits(self, length: int) -> bool:
         """Whether the table can name an axis of ``length``."""
@@ -76,7 +88,7 @@ class NameTable:
         """Return the fields of rows ``start`` to ``stop``."""
         skip = int(self.heading is not None)
         with open_text(self.uri) as file:
-            lines = (line for line in file if line.strip())
+            lines = (line for line in lines_of(file) if line.strip())
             rows = [self._split(line) for line in islice(lines, start + skip, None if stop is None else stop + skip)]
         return [row[1:] for row in rows] if self._numbered else rows
 
@@ -107,7 +119,7 @@ class NameTable:
     @cached_property
     def _first_lines(self) -> list[str]:
         with open_text(self.uri) as file:
-            return [_text(line) for line in islice(file, _LOOKED_AT)]
+            return [_text(line) for line in islice(lines_of(file), _LOOKED_AT)]
 
     @cached_property
     def _first(self) -> list[list[str]]:
@@ -137,9 +149,10 @@ def _text(line: bytes) -> str:
 
 
 def _split(text: str, delimiter: str) -> list[str]:
-    if delimiter == "\t" or '"' not in text:
-        return [_unquoted(field) for field in text.split(delimiter)]
-    return next(csv.reader([text], delimiter=delimiter), [""])
+    if delimiter != "\t" and '"' in text:
+        with suppress(csv.Error):
+            return next(csv.reader([text], delimiter=delimiter), [""])
+    return [_unquoted(field) for field in text.split(delimiter)]
 
 
 def _unquoted(field: str) -> str:

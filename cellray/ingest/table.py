@@ -18,7 +18,7 @@ import numpy as np
 from cellray.ingest import matrix as matrices
 from cellray.ingest import tree
 from cellray.ingest.matrix import Entries, Matrix
-from cellray.ingest.name_table import column_like, open_text
+from cellray.ingest.name_table import column_like, lines_of, open_text
 from cellray.ingest.reader import INDEX, Beside, Reader, X
 from cellray.ingest.table_layout import read_layout, split_line, table_dialect, text_of
 
@@ -137,7 +137,7 @@ class TableReader(Reader):
 
     def _lines(self, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         """Yield the lines of rows with their numbers from 1."""
-        lines = enumerate(islice(file, self._layout.n_before, None), self._layout.n_before + 1)
+        lines = enumerate(islice(lines_of(file), self._layout.n_before, None), self._layout.n_before + 1)
         return ((number, line) for number, line in lines if line.strip())
 
     def _text_column(self, at: int, start: int = 0, stop: int | None = None) -> list[str]:
@@ -181,6 +181,9 @@ class TableReader(Reader):
             )[0].to_numpy()
         except ValueError as error:
             raise self._no_number(block, error) from error
+        if len(values) != len(block) * len(self._columns):
+            msg = f"lines {block[0][0]} to {block[-1][0]} of the table are parted within a field"
+            raise ValueError(msg)
         return values.reshape(len(block), len(self._columns))
 
     def _fields(self, number: int, line: bytes) -> bytes:

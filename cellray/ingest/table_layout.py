@@ -10,12 +10,14 @@ cells, what Seurat and scanpy compute of them) are told by their headings. Value
 import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Final
 
 import numpy as np
 
 from cellray.ingest.name_shapes import gene_likeness
+from cellray.ingest.name_table import lines_of
 
 _NUMBER = re.compile(r"\s*([+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?|nan|na|inf|-inf)?\s*", re.IGNORECASE)
 
@@ -141,12 +143,13 @@ def read_layout(file: IO[bytes]) -> TableLayout:
 
 def split_line(line: str, delimiter: str) -> list[str]:
     """Return the fields of a line without their quotes."""
-    line = line.rstrip("\r\n")
-    if '"' not in line:
-        return line.split() if delimiter == " " else line.split(delimiter)
-    blank = delimiter == " "
-    reader = csv.reader([line.strip() if blank else line], delimiter=delimiter, skipinitialspace=blank)
-    return next(reader, [""])
+    line, blank = line.rstrip("\r\n"), delimiter == " "
+    if '"' in line:
+        # Quotes that make no sense, in a file of another kind or a damaged one, are taken as they are.
+        with suppress(csv.Error):
+            reader = csv.reader([line.strip() if blank else line], delimiter=delimiter, skipinitialspace=blank)
+            return next(reader, [""])
+    return line.split() if blank else line.split(delimiter)
 
 
 def text_of(line: bytes) -> str:
@@ -160,7 +163,7 @@ def _first_lines(file: IO[bytes]) -> tuple[int, list[str]]:
     Fewer of a wide table: each reader of a dataset looks at them again.
     """
     n_before, n_bytes, lines = 0, 0, []
-    for number, line in _without_preface(text_of(line).removeprefix("\ufeff") for line in file):
+    for number, line in _without_preface(text_of(line).removeprefix("\ufeff") for line in lines_of(file)):
         n_before = n_before or number
         n_bytes += len(line)
         lines.append(line)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cellray.errors import InputError, ReadError
 from cellray.ingest import find_sources, read_obs_text, read_rows, stage
+from cellray.ingest.reader import open_dataset
 from cellray.ingest.table import TableReader, table_dialect
 
 
@@ -283,3 +284,44 @@ def test_any_small_table(
         for entries in reader.entries(matrix):
             found[entries.cells, entries.columns] = entries.values
     np.testing.assert_array_equal(found, counts.T)
+
+
+def test_a_line_without_end(plan_of, frame, tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text(frame.to_csv())
+    monkeypatch.setattr("cellray.ingest.name_table.MAX_LINE", 300)
+    with pytest.raises(ReadError, match="a line is longer than 300 bytes"):
+        plan_of(tmp_path / "t.csv")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edits=st.lists(
+        st.tuples(st.integers(0, 200), st.integers(0, 5), st.text('",\t \n;#0a\r%|1\0', max_size=4)),
+        min_size=1,
+        max_size=4,
+    ),
+    sep=st.sampled_from(",\t; "),
+    quote=st.sampled_from(["", '"']),
+)
+def test_a_damaged_table_is_read_or_refused(tmp_path_factory, edits, sep, quote):
+    """Whatever is in it: a table of one shape, or one line of error; never a bug."""
+    rows = [["gene", "c1", "c2", "c3"], *([f"GENE{n}", "1", "0", str(n)] for n in range(6))]
+    text = "".join(sep.join([f"{quote}{row[0]}{quote}", *row[1:]]) + "\n" for row in rows)
+    for at, removed, added in edits:
+        text = text[:at] + added + text[at + removed :]
+    path = tmp_path_factory.mktemp("d") / "t.csv"
+    path.write_text(text, newline="")
+    try:
+        (source,) = find_sources([str(path)])
+        with open_dataset(source) as reader:
+            matrix = reader.matrix("X")
+            names = reader.gene_names("X", "index"), reader.cell_names(0, matrix.n_cells)
+            assert tuple(map(len, names)) == (matrix.n_columns, matrix.n_cells)
+            for entries in reader.entries(matrix):
+                assert (entries.cells < matrix.n_cells).all()
+                assert (entries.columns < matrix.n_columns).all()
+    except (InputError, ReadError) as refused:
+        said = str(refused)
+    else:
+        said = ""
+    assert "\n" not in said

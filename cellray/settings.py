@@ -62,7 +62,9 @@ class RefineSettings(BaseModel):
     use_rep: str | None = None
     use_graph: str | None = None
     anchor_key: str | None = None
-    anchor_weight: float | None = Field(default=None, ge=1, le=1e12, allow_inf_nan=False, description="None holds anchors")
+    anchor_weight: float | None = Field(
+        default=None, ge=1, le=1e12, allow_inf_nan=False, description="None holds anchors"
+    )
     reason: str | None = Field(default=None, description="language model for uncertain groups: folder or URL")
     reason_share: float = Field(default=0.03, gt=0, le=1, description="of a dataset's cells, at most, are asked about")
     reason_margin: float = Field(default=0.5, gt=0, le=1, description="relative margin below which a cell is uncertain")

@@ -23,6 +23,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 
 from cellray.errors import WriteError, one_line
+from cellray.scratch import Scratch
 
 _COPY_BYTES = 8 << 20
 _SCHEMES = ("", "file", "s3")
@@ -213,9 +214,9 @@ def local_copy(uri: str) -> Iterator[Path]:
     if is_local(uri):
         yield Path(filesystem(uri)[1])
         return
-    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+    with Scratch("copy") as scratch:
         fs, path = filesystem(uri)
-        target = Path(folder) / Path(path).name
+        target = scratch.path / Path(path).name
         with network_errors():
             fs.get(path, str(target), recursive=fs.isdir(path))
         yield target

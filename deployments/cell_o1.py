@@ -15,7 +15,6 @@ and replaced; requests that it took with it are asked of another. Errors of Open
 
 import asyncio
 import json
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +37,7 @@ from cellray.puzzles.engine import Engine, EngineDeadError, EngineSettings, chec
 from cellray.puzzles.puzzle import Puzzle
 from cellray.puzzles.requests import answered, parse_puzzle
 from cellray.puzzles.solve import SolveSettings, solve
+from cellray.scratch import Scratch
 from deployments.http import Autoscaling, admit, api_key, read_body, route, told
 
 ADAPTERS_PER_REPLICA = 8
@@ -143,8 +143,8 @@ class Model:
     async def adapter(self, name: str) -> Adapter:
         """Load adapter ``name``."""
         uri = storage.join(self._arguments.adapters or "", name)
-        kept = tempfile.TemporaryDirectory(prefix="cellray-adapter-")
-        folder = str(Path(kept.name) / name)
+        kept = Scratch("adapter")
+        folder = str(kept.path / name)
         await asyncio.to_thread(_fetch, uri, folder)
         return Adapter(self._engine, folder, await self._engine.load_adapter(folder), kept)
 

@@ -10,19 +10,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = {"schema", "errors", "storage", "settings", "manifest"}
+BASE = {"schema", "errors", "storage", "settings", "manifest", "scratch"}
 MAY_IMPORT = {
     "schema": set(),
     "errors": set(),
-    "storage": {"errors"},
+    "scratch": set(),
+    "log": set(),
+    "storage": {"errors", "scratch"},
     "settings": {"errors", "schema"},
     "manifest": {"schema", "storage"},
     "lock": {"schema", "storage", "errors"},
     "pointer": {"storage", "errors"},
-    "cluster": {"errors", "settings"},
+    "cluster": {"errors", "settings", "log"},
+    "targets": BASE | {"ingest"},
+    "api": {"errors", "settings", "pipeline"},
     "ingest": BASE,
     "tokenize": BASE,
-    "models": BASE,
+    "models": BASE | {"targets"},
     "labels": BASE,
     "refine": BASE,
     "write": BASE,
@@ -30,7 +34,7 @@ MAY_IMPORT = {
     "puzzles": BASE | {"ingest", "labels"},
     "reasoner": BASE | {"ingest", "tokenize", "labels", "puzzles"},
     "train": BASE | {"models", "tokenize", "labels", "ingest", "puzzles", "reasoner", "refine"},
-    "report": BASE | {"labels"},
+    "report": BASE | {"labels", "targets"},
     "plugins": BASE | {"pointer", "ingest", "tokenize", "models", "labels", "encode", "train"},
     # Above the pipeline: it says what is annotated, and the pipeline does it.
     "catalog": BASE | {"pointer", "lock", "ingest", "labels", "models", "plugins", "puzzles", "cluster", "pipeline"},

@@ -17,8 +17,8 @@ from cellray.ingest.matrix import Entries, Matrix
 from cellray.ingest.reader import INDEX, LAYERS, RAW, Beside, Reader, X
 
 _LEGACY_CATEGORIES = "__categories"
-_TYPE_KEYS = ("feature_types", "feature_type", "modality", "feature_biotype")
-_GENOME_KEYS = ("genome", "genomes")
+TYPE_KEYS = ("feature_types", "feature_type", "modality", "feature_biotype")
+GENOME_KEYS = ("genome", "genomes")
 _RNA = ("rna", "gex", "gene expression", "gene_expression", "transcriptome", "counts")
 
 
@@ -81,11 +81,11 @@ class AnnDataReader(Reader):
 
     def feature_types(self, layer: str) -> list[str] | None:
         """Return what each column is, where a column of the gene table says so in words that are no biotype."""
-        return self._of_columns(layer, _TYPE_KEYS)
+        return self._of_columns(layer, TYPE_KEYS)
 
     def genomes(self, layer: str) -> list[str] | None:
         """Return the genome of each column, as scanpy keeps it of a 10x file."""
-        return self._of_columns(layer, _GENOME_KEYS)
+        return self._of_columns(layer, GENOME_KEYS)
 
     def notes(self) -> list[str]:
         """Return what was decided for the user when the file was opened."""

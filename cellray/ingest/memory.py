@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from cellray.ingest import tree
-from cellray.ingest.h5ad import _GENOME_KEYS, _TYPE_KEYS
+from cellray.ingest.h5ad import GENOME_KEYS, TYPE_KEYS
 from cellray.ingest.matrix import (
     BLOCK,
     SAMPLE_POSITIONS,
@@ -90,11 +90,11 @@ class MemoryReader(Reader):
 
     def feature_types(self, layer: str) -> list[str] | None:
         """Return what each column is, where the gene table says so."""
-        return self._of_columns(layer, _TYPE_KEYS)
+        return self._of_columns(layer, TYPE_KEYS)
 
     def genomes(self, layer: str) -> list[str] | None:
         """Return the genome of each column, where the gene table says so."""
-        return self._of_columns(layer, _GENOME_KEYS)
+        return self._of_columns(layer, GENOME_KEYS)
 
     def cell_names(self, start: int, stop: int) -> list[str]:
         """Names of cells ``start`` to ``stop``."""

@@ -5,7 +5,6 @@ a temporary local folder. ``reasons`` and ``advice`` put reject codes into words
 ``cellray.ingest.rows``.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from typing import Final
@@ -14,6 +13,7 @@ from cellray.ingest.plan import DatasetPlan
 from cellray.ingest.rows import read_shard
 from cellray.ingest.staging import needs_staging, stage
 from cellray.schema import RejectCode
+from cellray.scratch import Scratch
 
 MANY: Final = 0.1
 """Share of rejected cells from which on the terminal names the way out."""
@@ -59,9 +59,9 @@ def count_rejects(plan: DatasetPlan, *, min_genes: int, n_slots: int, shard_cell
     shard_cells
         Cells held in memory at a time.
     """
-    with tempfile.TemporaryDirectory(prefix="cellray-inspect-") as folder:
+    with Scratch("inspect") as scratch:
         if needs_staging(plan):
-            plan = stage(plan, folder, shard_cells)
+            plan = stage(plan, str(scratch.path), shard_cells)
         rejects: Counter[str] = Counter()
         for start in range(0, plan.n_cells, shard_cells):
             shard = read_shard(

@@ -28,7 +28,7 @@ from cellray.ingest.formats import KNOWN, Kind, file_kind
 _ID_LENGTH = 128 - len("-12345678")
 _SNIFFERS = 8
 _PACKED = (".gz", ".zip")
-_SUFFIXES = (".h5ad", ".h5mu", ".hdf5", ".h5", ".zarr", ".loom", ".mtx", ".csv", ".tsv", ".txt", ".tab")
+_SUFFIXES = (".h5ad", ".h5mu", ".hdf5", ".h5", ".zarr", ".loom", ".mtx", ".csv", ".tsv", ".txt", ".tab", ".gct")
 _USUAL = (
     r"(sample_)?(filtered|raw|unfiltered)([_.-](feature|gene|peak)[_.-]bc[_.-](matrix|matrices))?([_.-]h5)?"
     r"|(cell_)?(feature|gene)_(cell_|bc_)?matri(x|ces)|matri(x|ces)|quants(_mat)?|counts_(un)?filtered|count_matrix"

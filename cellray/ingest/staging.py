@@ -9,7 +9,6 @@ the dataset is complete.
 
 import hashlib
 import io
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from cellray.ingest import tree
 from cellray.ingest.matrix import Entries, canonical
 from cellray.ingest.plan import DatasetPlan, Staged
 from cellray.ingest.reader import open_dataset
+from cellray.scratch import Scratch
 
 _RECORD = np.dtype([("cell", np.int32), ("column", np.int32), ("value", np.float32)])
 
@@ -58,11 +58,11 @@ def stage(plan: DatasetPlan, folder_uri: str, shard_cells: int) -> DatasetPlan:
     if missing:
         with (
             boundary(WriteError, f"{plan.source.uri}: cannot stage (local disk needed: 12 bytes a value)"),
-            tempfile.TemporaryDirectory(prefix="cellray-stage-") as scratch,
+            Scratch("stage") as scratch,
         ):
-            _sort_into_buckets(plan, shard_cells, missing, Path(scratch))
+            _sort_into_buckets(plan, shard_cells, missing, scratch.path)
             for shard in missing:
-                _publish(plan, staged, shard, Path(scratch))
+                _publish(plan, staged, shard, scratch.path)
     return replace(plan, staged=staged)
 
 

@@ -6,7 +6,6 @@ and only if all went well; its matrices never are. It neither starts nor imports
 """
 
 import secrets
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import perf_counter
@@ -22,9 +21,10 @@ from cellray.pipeline import stages
 from cellray.pipeline.finish import Concluded, Finishing, conclude, conclude_embedding, label
 from cellray.pipeline.order import WorkOrder
 from cellray.pipeline.progress import Logged, Progress, Silent
-from cellray.pipeline.run import _check_length, _counts_only, _inspect, _Run, label_set, plugin_labels
+from cellray.pipeline.run import DatasetRun, check_length, counts_only, inspect_all, label_set, plugin_labels
 from cellray.pipeline.scoring import open_scorer, token_shard
 from cellray.plugins.router import Chosen
+from cellray.scratch import Scratch
 from cellray.settings import AnnotateSettings
 
 if TYPE_CHECKING:
@@ -57,14 +57,12 @@ def annotate_adata(adata: "AnnData", settings: AnnotateSettings, progress: Progr
 
     _check(adata, settings)
     progress = Logged(progress or Silent())
-    with tempfile.TemporaryDirectory(prefix="cellray-annotate-") as folder, stages.listening(progress.stage):
-        concluded, told = _work(adata, settings.model_copy(update={"out": folder}), progress)
+    with Scratch("annotate") as scratch, stages.listening(progress.stage):
+        concluded, told = _work(adata, settings.model_copy(update={"out": str(scratch.path)}), progress)
         stages.entering(stages.WRITING)
         write(adata, concluded.results)
     for line in told(concluded.manifest):
         progress.say(line)
-    if skipped := (concluded.manifest.refinement or {}).get("skipped"):
-        progress.say(f"{DATASET_ID}: {skipped}")
     return concluded.manifest
 
 
@@ -92,23 +90,23 @@ def _work(
 ) -> tuple[Concluded, Callable[[Manifest], Any]]:
     """Return what the dataset came to, and what says so in lines."""
     checkpoint = checkpoints.load(settings.model)
-    _check_length(settings, checkpoint)
+    check_length(settings, checkpoint)
     chosen = None if settings.plugins is None else Chosen.of(settings.plugins, settings.tissue)
     labels = label_set(settings, checkpoint) if chosen is None else plugin_labels(settings, checkpoint, chosen)
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
     source = AnnDataSource.of(adata, DATASET_ID, settings.genome)
-    plans, errors = _inspect([source], genes, settings, progress, integers=_counts_only(settings, checkpoint))
+    plans, errors = inspect_all([source], genes, settings, progress, integers=counts_only(settings, checkpoint))
     for error in errors.values():
         if isinstance(error, InternalError):
             error.add_note(error.trace)
         raise error
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    run = _Run(settings, run_id, checkpoint, labels, chosen, "", progress, encode=True)
+    run = DatasetRun(settings, run_id, checkpoint, labels, chosen, "", progress, encode=True)
     job = _scored(run.order, plans[0], progress)
     if not labels:
-        return conclude_embedding(job), run._told
+        return conclude_embedding(job), run.told
     stages.entering(stages.REFINING)
-    return conclude(label(job, view=False)), run._told
+    return conclude(label(job, view=False)), run.told
 
 
 def _scored(order: WorkOrder, plan: DatasetPlan, progress: Progress) -> Finishing:

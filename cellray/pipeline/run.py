@@ -105,7 +105,7 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     progress = Logged(progress or Silent())
     settings = settings.model_copy(update={"out": storage.absolute(settings.out)})
     checkpoint = checkpoints.load(settings.model)
-    _check_length(settings, checkpoint)
+    check_length(settings, checkpoint)
     settings, reasoner = _reasoner(settings)
     chosen = None if settings.plugins is None else Chosen.of(settings.plugins, settings.tissue)
     labels = label_set(settings, checkpoint) if chosen is None else plugin_labels(settings, checkpoint, chosen)
@@ -114,11 +114,11 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     check_run(settings.out, sources)
     settings = _from_anywhere(settings)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    plans, errors = _inspect(sources, genes, settings, progress, integers=_counts_only(settings, checkpoint))
+    plans, errors = inspect_all(sources, genes, settings, progress, integers=counts_only(settings, checkpoint))
     if not plans and not any(isinstance(error, InternalError) for error in errors.values()):
         raise _all_failed(errors)
     with RunLock(settings.out, run_id) as lock:
-        run = _Run(settings, run_id, checkpoint, labels, chosen, reasoner, progress, encode=encode)
+        run = DatasetRun(settings, run_id, checkpoint, labels, chosen, reasoner, progress, encode=encode)
         run.record([source.dataset_id for source in sources])
         for dataset_id, error in errors.items():
             run.fail(dataset_id, error)
@@ -155,7 +155,7 @@ def _reasoner(settings: AnnotateSettings) -> tuple[AnnotateSettings, str]:
     return settings, digest
 
 
-def _check_length(settings: AnnotateSettings, checkpoint: Checkpoint) -> None:
+def check_length(settings: AnnotateSettings, checkpoint: Checkpoint) -> None:
     """Refuse cells longer than LangCell's position table; scGPT's genes are a set and have no positions."""
     if isinstance(checkpoint, LangCellCheckpoint) and (settings.max_length or 0) > checkpoint.config.max_tokens:
         msg = (
@@ -165,7 +165,7 @@ def _check_length(settings: AnnotateSettings, checkpoint: Checkpoint) -> None:
         raise SettingError(msg)
 
 
-def _counts_only(settings: AnnotateSettings, checkpoint: Checkpoint) -> bool:
+def counts_only(settings: AnnotateSettings, checkpoint: Checkpoint) -> bool:
     """Whether values must be raw counts: of a layer that the user names scGPT's embedding needs the order alone."""
     return settings.task == "annotate" or settings.layer is None or isinstance(checkpoint, LangCellCheckpoint)
 
@@ -206,7 +206,7 @@ def versions() -> dict[str, str]:
     return {"cellray": __version__, "python": platform.python_version(), **{name: version(name) for name in _VERSIONED}}
 
 
-def _inspect(
+def inspect_all(
     sources: Sequence[DatasetSource],
     genes: GeneIndex,
     settings: AnnotateSettings,
@@ -214,6 +214,7 @@ def _inspect(
     *,
     integers: bool,
 ) -> tuple[list[DatasetPlan], dict[str, CellRayError]]:
+    """Decide how to read each of ``sources``; returns the plans, and by id the errors of those that have none."""
     def one(source: DatasetSource) -> DatasetPlan | CellRayError:
         try:
             plan = inspect_dataset(
@@ -264,7 +265,7 @@ def _all_failed(errors: dict[str, CellRayError]) -> CellRayError:
     return error
 
 
-class _Run:
+class DatasetRun:
     """The state of one run in its output folder."""
 
     def __init__(
@@ -345,7 +346,7 @@ class _Run:
                 lock.check()
                 if isinstance(outcome, Manifest):
                     self.result.finished[dataset_id] = outcome
-                    for line in self._told(outcome):
+                    for line in self.told(outcome):
                         self.progress.say(line)
                 else:
                     self.fail(dataset_id, outcome)
@@ -358,7 +359,7 @@ class _Run:
         except (ValueError, FileNotFoundError):
             return None
 
-    def _told(self, done: Manifest) -> Iterator[str]:
+    def told(self, done: Manifest) -> Iterator[str]:
         """Yield what a finished dataset came to, and the way out when many of its cells were rejected."""
         cells = f"{done.n_annotated:,} annotated" if self.labels else f"{done.n_embedded:,} embedded"
         why = f" ({reasons(done.rejects)})" if done.n_rejected else ""
@@ -366,6 +367,8 @@ class _Run:
         yield f"{done.dataset_id}: {cells}{abstained}, {done.n_rejected:,} rejected{why}"
         if advised := way_out(done.rejects, done.n_cells):
             yield f"{done.dataset_id}: {advised}"
+        if skipped := (done.refinement or {}).get("skipped"):
+            yield f"{done.dataset_id}: {skipped}"
 
     def _work_order(self, *, encode: bool) -> WorkOrder:
         from cellray.encode import tokenizer_of

@@ -24,10 +24,10 @@ from ray.data import ActorPoolStrategy, DataContext
 from cellray import storage
 from cellray.cluster import Resources, ray_log_level
 from cellray.errors import CellRayError, EncodeError, ReadError, SettingError, WriteError, boundary, internal, one_line
-from cellray.ingest import DatasetPlan, read_shard
+from cellray.ingest import DatasetPlan
 from cellray.pipeline.order import Scoring
+from cellray.pipeline.scoring import open_scorer, token_shard
 from cellray.pipeline.tally import counted, encoder_notes
-from cellray.tokenize.shards import token_table
 from cellray.tokenize.tokenizers import Tokenizer
 
 STOPPED = "Stopped"
@@ -144,12 +144,6 @@ def stream(
         yield Receipt(**row)
 
 
-def token_shard(plan: DatasetPlan, start: int, stop: int, *, tokenizer: Tokenizer, min_genes: int) -> pa.Table:
-    """Read, judge and tokenise cells ``start`` to ``stop``; returns ``schema.token_shard()``."""
-    shard = read_shard(plan, start, stop, min_genes=min_genes, n_slots=len(tokenizer.tokens))
-    return token_table(shard, tokenizer, plan.slots)
-
-
 def _read(batch: pa.Table, *, plans: list[Any], tokenizer: Any, min_genes: int, stop: str) -> pa.Table:
     def work(unit: dict[str, Any]) -> pa.Table:
         plan: DatasetPlan = ray.get(plans[unit["dataset"]])
@@ -165,30 +159,10 @@ class Encoder:
     def __init__(self, scoring: Scoring, threads: int, stop: str, run: str = "") -> None:
         import torch
 
-        from cellray import encode
-        from cellray.models import checkpoints
-        from cellray.plugins.router import open_plugins
-
         torch.set_num_threads(threads)
         self._stop = stop
         self._shard = (0, 0)
-        checkpoint = checkpoints.load(scoring.model)
-        dtype = None if scoring.precision == "auto" else getattr(torch, scoring.precision)
-        if scoring.plugins is not None:
-            self.encoder: encode.Encoder = open_plugins(
-                checkpoint, scoring.plugins, batch_tokens=scoring.batch_tokens, dtype=dtype
-            )
-        else:
-            self.encoder = encode.open_encoder(
-                checkpoint,
-                scoring.texts,
-                scoring=bool(scoring.labels),
-                alpha=scoring.alpha,
-                ctm_top_k=scoring.ctm_top_k,
-                max_tokens=scoring.max_tokens,
-                batch_tokens=scoring.batch_tokens,
-                dtype=dtype,
-            )
+        self.encoder = open_scorer(scoring)
         if run:
             counting = counted(self.encoder.encode, encoder_notes(run), lambda: self._shard)
             self.encoder.encode = counting  # type: ignore[method-assign]

@@ -5,7 +5,6 @@ label are left out and counted. Genes are named as the dataset names them, clean
 """
 
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from cellray.ingest import (
 from cellray.ingest.reader import INDEX, X, open_dataset
 from cellray.puzzles.context import columns, describe
 from cellray.puzzles.puzzle import clean
+from cellray.scratch import Scratch
 
 UNINFORMATIVE = re.compile(r"MT-.+|RP[LS](P\d|\d+([AXYL]\d?)*)|RPSA|MALAT1", re.IGNORECASE)
 """Genes that are high in every cell: mitochondrial and ribosomal ones, and MALAT1."""
@@ -102,7 +102,7 @@ def read_ranked(source: DatasetSource, ranking: Ranking) -> RankedCells:
     contexts: dict[tuple[str, ...], str] = {}
     with ExitStack() as stack:
         if needs_staging(plan):
-            plan = stage(plan, stack.enter_context(tempfile.TemporaryDirectory()), _SHARD)
+            plan = stage(plan, str(stack.enter_context(Scratch("stage")).path), _SHARD)
         for start in range(0, plan.n_cells, _SHARD):
             stop = min(start + _SHARD, plan.n_cells)
             shard = read_shard(plan, start, stop, min_genes=1, n_slots=len(names))

@@ -241,8 +241,5 @@ def _diagnostics(refinement: dict[str, Any], n_annotated: int) -> dict[str, Any]
     n_changed = rest.pop("n_changed")
     share = f" ({n_changed / n_annotated:.1%} of the annotated)" if n_annotated else ""
     before, after = rest.pop("edge_disagreement_before"), rest.pop("edge_disagreement_after")
-    return {
-        "cells changed": f"{n_changed:,}{share}",
-        "edges between types": f"{before:.1%} before, {after:.1%} after",
-        **rest,
-    }
+    edges = {} if "skipped" in rest else {"edges between types": f"{before:.1%} before, {after:.1%} after"}
+    return {"cells changed": f"{n_changed:,}{share}", **edges, **rest}

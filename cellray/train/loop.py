@@ -8,7 +8,6 @@ every epoch. It does not know what is trained.
 
 import copy
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cellray.scratch import Scratch
 from cellray.train.checkpoint import restore, save, state_of
 from cellray.train.sharing import is_shared, share
 
@@ -110,11 +110,11 @@ class OnRay(Alone):
         """Tell the metrics of an epoch; ``write`` fills the folder of its checkpoint."""
         import ray.train
 
-        with tempfile.TemporaryDirectory() as folder:
+        with Scratch("checkpoint") as scratch:
             checkpoint = None
             if self.rank == 0:
-                write(Path(folder))
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
+                write(scratch.path)
+                checkpoint = ray.train.Checkpoint.from_directory(str(scratch.path))
             ray.train.report(metrics, checkpoint=checkpoint)
 
 

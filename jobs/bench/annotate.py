@@ -108,7 +108,8 @@ def pipeline_efficiency(folder: Path, n_shards: int = 12) -> dict[str, float]:
     from cellray.cluster import ray_session
     from cellray.encode import open_encoder, tokenizer_of
     from cellray.pipeline.order import Scoring
-    from cellray.pipeline.stream import Pool, Unit, stream, token_shard
+    from cellray.pipeline.scoring import token_shard
+    from cellray.pipeline.stream import Pool, Unit, stream
 
     cells = write_cells(folder / "encode.h5ad", n_shards * _SHARD_CELLS, _GENES, 200)
     model = write_model(folder / "model", _GENES, hidden=64, layers=3, max_tokens=128)

@@ -11,7 +11,7 @@ from cellray.encode.scgpt import ScGPTEncoder
 from cellray.errors import EncodeError
 from cellray.ingest import GeneIndex, find_sources, inspect_dataset
 from cellray.models.official_scgpt import read_official_scgpt
-from cellray.pipeline.stream import token_shard
+from cellray.pipeline.scoring import token_shard
 
 
 @pytest.fixture(scope="module")

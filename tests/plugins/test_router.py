@@ -9,7 +9,7 @@ from cellray.encode import tokenizer_of
 from cellray.errors import ModelError, PluginError, TissueError
 from cellray.ingest import GeneIndex, find_sources, inspect_dataset
 from cellray.models import checkpoints
-from cellray.pipeline.stream import token_shard
+from cellray.pipeline.scoring import token_shard
 from cellray.plugins.registry import TISSUES, Registry
 from cellray.plugins.router import Chosen, PluginEncoder, open_plugins, union_labels
 from cellray.plugins.serving import Loaded, TokenCells, label_cells

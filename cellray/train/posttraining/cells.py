@@ -4,7 +4,6 @@ Contract: cells are read by shards and judged as everywhere; rejected cells, cel
 left out and counted. A ranked list is made from the cells that are trained on alone.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from cellray.ingest import DatasetSource, check_beside, needs_staging, read_obs_
 from cellray.puzzles.puzzle import clean
 from cellray.reasoner.cells import NamedCells
 from cellray.reasoner.form import SentenceForm
+from cellray.scratch import Scratch
 from cellray.train.config import HoldOut
 from cellray.train.corpus import held_out
 
@@ -69,7 +69,7 @@ class LabelledCells:
         groups = None if rule.key is None else read_obs_text(self.source, rule.key).tolist()
         with ExitStack() as stack:
             if needs_staging(cells.plan):
-                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                folder = str(stack.enter_context(Scratch("stage")).path)
                 cells = cells.staged(stage(cells.plan, folder, _SHARD))
             for start in range(0, cells.plan.n_cells, _SHARD):
                 own = slice(start, min(start + _SHARD, cells.plan.n_cells))

@@ -12,17 +12,16 @@ import asyncio
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cellray.errors import ModelError, StaleWeightsError, one_line
 from cellray.puzzles.engine import Engine, EngineDeadError, EngineSettings
+from cellray.scratch import Scratch
 
 _STOP = "</answer>"
 _ADAPTER = 1
@@ -77,7 +76,8 @@ class Rollouts:
         self._starting = asyncio.Lock()
         self._version: int | None = None
         self._adapter: Any = None
-        self._folder = Path(tempfile.mkdtemp(prefix="cellray-rollout-"))
+        self._scratch = Scratch("rollout")
+        self._folder = self._scratch.path
 
     async def version(self) -> int | None:
         """Return the number of the weights that are held."""

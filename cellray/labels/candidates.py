@@ -5,11 +5,13 @@ at most ``MAX_CHARS`` printable characters. A label file that cannot give such a
 file and the line. Prompts have LangCell's format to the character. It does not read files or encode texts.
 """
 
+import difflib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cellray.errors import LabelError
+from cellray.labels.names import joined, singular, term_of
 from cellray.labels.ontology import Ontology, is_id, normal
 
 MAX_CHARS = 2000
@@ -32,10 +34,11 @@ def prompt(name: str, definition: str) -> str:
 def read_labels(text: str, source: str, known: Sequence[Label] = ()) -> list[Label]:
     r"""Parse the content of a label file.
 
-    One label a line: a name or synonym of a cell type, a Cell Ontology id, the name of one of the ``known`` labels,
-    or ``label<TAB>text`` with the text for the encoder, taken verbatim. Blank lines and lines that start with ``#``
-    are skipped. A label without a text takes the known label's text where one has its name or term, else the
-    ontology's. The user's spelling is kept as the name, except for an id, which becomes the name it stands for.
+    One label a line: a name or synonym of a cell type (as ``names.term_of`` reads it), a Cell Ontology id, the name of
+    one of the ``known`` labels, or ``label<TAB>text`` with the text for the encoder, taken verbatim. Blank lines and
+    lines that start with ``#`` are skipped. A label without a text takes the known label's text where one has its name
+    or term, else the ontology's. The user's spelling is kept as the name, except for an id, which becomes the name it
+    stands for.
 
     Parameters
     ----------
@@ -79,7 +82,7 @@ def class_labels(names: Sequence[str]) -> list[dict[str, str]]:
     labels = []
     for number, name in enumerate((name.strip() for name in names), start=1):
         _check(name, "label", f"class {number}")
-        labels.append({"name": name, "term_id": ontology.find(name) or "", "text": ""})
+        labels.append({"name": name, "term_id": term_of(name, ontology), "text": ""})
     return labels
 
 
@@ -102,17 +105,37 @@ def match_truth(
     Returns
     -------
     list of int
-        Index of the label with the value's name, else of the label with its ontology term (the given id, or what the
-        value itself is the name or synonym of), else -1.
+        Index of the label with the value's name, else of the label with its ontology term (the given id, or what
+        ``names.term_of`` reads in the value), else of the only label that differs in joints or plural alone, else -1.
+        A finer or coarser type is not the same.
     """
     by_name = {normal(label.name): index for index, label in reversed(list(enumerate(labels)))}
+    by_form = {form: index for form, index in _forms(labels).items() if index >= 0}
     by_term = {label.term_id: index for index, label in reversed(list(enumerate(labels))) if label.term_id}
     pairs = list(zip(values, ids if ids is not None else [""] * len(values), strict=True))
     matched = {}
     for value, term_id in set(pairs):
-        term = (ontology.find(term_id) if is_id(term_id) else None) or ontology.find(value)
-        matched[value, term_id] = by_name.get(normal(value), by_term.get(term, -1) if term else -1)
+        term = (ontology.find(term_id) if is_id(term_id) else None) or term_of(value, ontology)
+        found = by_name.get(normal(value), by_term.get(term, -1) if term else -1)
+        if found < 0:
+            found = next((by_form[form] for form in (joined(value), singular(value)) if form in by_form), -1)
+        matched[value, term_id] = found
     return [matched[pair] for pair in pairs]
+
+
+def close_labels(value: str, labels: Sequence[Label], n: int = 3) -> list[str]:
+    """Return the names of up to ``n`` labels that are written most like ``value``, closest first."""
+    names = {singular(label.name): label.name for label in labels}
+    return [names[name] for name in difflib.get_close_matches(singular(value), names, n=n, cutoff=0.5)]
+
+
+def _forms(labels: Sequence[Label]) -> dict[str, int]:
+    """Return labels by their forms without joints and plural; -1 where several have the same form."""
+    forms: dict[str, int] = {}
+    for index, label in enumerate(labels):
+        for form in {joined(label.name), singular(label.name)}:
+            forms[form] = index if forms.get(form, index) == index else -1
+    return forms
 
 
 def _label(line: str, where: str, known: Sequence[Label], ontology: Ontology) -> Label:
@@ -121,8 +144,8 @@ def _label(line: str, where: str, known: Sequence[Label], ontology: Ontology) ->
     _check(name, "label", where)
     if has_text:
         _check(text, "text", where)
-        return Label(name, ontology.find(name) or "", text)
-    term_id = ontology.find(name) or ""
+        return Label(name, term_of(name, ontology), text)
+    term_id = term_of(name, ontology)
     entry = next((label for label in known if normal(name) in (normal(label.name), normal(label.term_id))), None)
     entry = entry or next((label for label in known if term_id and label.term_id == term_id), None)
     if entry:
@@ -130,6 +153,12 @@ def _label(line: str, where: str, known: Sequence[Label], ontology: Ontology) ->
     if term_id:
         term_name = ontology.name(term_id)
         return Label(term_name if is_id(name) else name, term_id, prompt(term_name, ontology.definition(term_id)))
+    if "," in name:
+        msg = (
+            f"{where}: {name!r} holds several labels or columns parted by commas; write one label a line "
+            "(label<TAB>text to give the encoder a text of your own)"
+        )
+        raise LabelError(msg)
     close = ", ".join(ontology.suggest(name))
     msg = (
         f"{where}: {name!r} is neither a label of the model nor in the Cell Ontology"

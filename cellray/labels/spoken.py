@@ -85,6 +85,9 @@ _T_KINDS = (
     (("cytotoxic",), "CD{}-positive, alpha-beta cytotoxic T cell"),
     (("",), "CD{}-positive, alpha-beta T cell"),
 )
+_T_WORDS = {"cd4", "cd8", "cd4t", "cd8t", "t", "tconv", "cell", "cells", "lymphocyte", "lymphocytes", "positive"}
+_T_WORDS |= {"naive", "memory", "cytotoxic", "reg", "treg", "regulatory"}
+_T_ENDS = ("alpha-beta T cell", "alpha-beta memory T cell", "alpha-beta cytotoxic T cell", "regulatory T cell")
 _NOT = ("non", "not", "no")
 _CELL = "CL:0000000"
 
@@ -143,6 +146,14 @@ def _term(name: str) -> str:
                 if (term := _ontology().find(form)) and term != _CELL:
                     return term
     return ""
+
+
+def whole_forms(name: str) -> list[str]:
+    """Return the forms in which a label may be known, all of its words in each."""
+    folded = re.findall(r"[a-z0-9]+", name.casefold())
+    forms = list(_forms(name))
+    # The form of T cells leaves out the words that it does not know.
+    return forms if set(folded) <= _T_WORDS else [form for form in forms if not form.endswith(_T_ENDS)]
 
 
 def _forms(name: str) -> Iterator[str]:

@@ -95,7 +95,7 @@ def _work(
     labels = label_set(settings, checkpoint) if chosen is None else plugin_labels(settings, checkpoint, chosen)
     genes = GeneIndex(checkpoint.genes, checkpoint.symbols)
     source = AnnDataSource.of(adata, DATASET_ID, settings.genome)
-    plans, errors = inspect_all([source], genes, settings, progress, integers=counts_only(settings, checkpoint))
+    plans, errors = inspect_all([source], genes, settings, labels, progress, integers=counts_only(settings, checkpoint))
     for error in errors.values():
         if isinstance(error, InternalError):
             error.add_note(error.trace)

@@ -121,7 +121,7 @@ def inquire(
 
 def settle(inquiry: Inquiry, answers: Mapping[str, Mapping[str, Any]], labels: Sequence[str]) -> Verdicts:
     """Put the answers (rows of ``ANSWERS`` by puzzle key) on the cells."""
-    number = {_offered(label): at for at, label in enumerate(labels)}
+    number = {label: at for at, label in enumerate(_offered(labels))}
     said: list[list[tuple[str, float, str]]] = [[] for _ in inquiry.groups]
     for question in inquiry.questions:
         row = answers.get(question.puzzle.key, {})
@@ -163,9 +163,23 @@ def settle(inquiry: Inquiry, answers: Mapping[str, Mapping[str, Any]], labels: S
     )
 
 
-def _offered(label: str) -> str:
-    """Return a label as a candidate: it may come from a user's file, and goes into a prompt."""
-    return clean(label.replace("|", "/"), _LONGEST_LABEL)
+def _offered(labels: Sequence[str]) -> list[str]:
+    """Return labels as candidates: they may come from a user's file, and go into a prompt.
+
+    Labels that would be the same once cleaned and cut are numbered, so that an answer means one of them.
+    """
+    cleaned = [clean(label.replace("|", "/"), _LONGEST_LABEL) for label in labels]
+    used, again = Counter(cleaned), Counter[str]()
+    taken = {name for name, count in used.items() if count == 1}
+    offered = []
+    for name in cleaned:
+        new = name
+        while used[name] > 1 and (new == name or new in taken):
+            again[name] += 1
+            new = f"{name[: _LONGEST_LABEL - 6]} ({again[name]})"
+        taken.add(new)
+        offered.append(new)
+    return offered
 
 
 def _questions(
@@ -176,6 +190,7 @@ def _questions(
     metadata: Mapping[str, np.ndarray],
 ) -> list[Question]:
     found = []
+    names = _offered(order.scoring.labels)
     donors = sorted({group.donor for group in groups})
     for number, donor in enumerate(donors):
         mine = [at for at, group in enumerate(groups) if group.donor == donor and genes[at]]
@@ -184,7 +199,7 @@ def _questions(
             members = tuple(mine[at] for at in window)
             rng = np.random.default_rng([order.refining.reason_seed, number, place])
             offered = sorted({label for at in members for label in groups[at].plausible})
-            candidates = [_offered(order.scoring.labels[label]) for label in rng.permutation(offered)]
+            candidates = [names[label] for label in rng.permutation(offered)]
             cells = np.concatenate([groups[at].cells for at in members])
             facts = {name: Counter(values[cells].tolist()).most_common(1)[0][0] for name, values in metadata.items()}
             puzzle = Puzzle(
@@ -227,7 +242,7 @@ def _symbols(order: WorkOrder, plan: DatasetPlan) -> list[str]:
     """Return the symbols of a dataset's genes; Ensembl ids are named by the model where it can."""
     with open_dataset(plan.source) as reader:
         key = _NAMES if _NAMES in reader.gene_keys(plan.layer) else INDEX
-        names = reader.gene_names(plan.layer, key)
+        names = plan.of_genes(reader.gene_names(plan.layer, key))
     if sum(bool(_ENSEMBL.fullmatch(name)) for name in names) > len(names) / 2:
         from cellray.models import checkpoints
 

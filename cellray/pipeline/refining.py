@@ -14,11 +14,11 @@ from scipy import sparse
 from cellray import schema
 from cellray.errors import RefineError, boundary
 from cellray.ingest import DatasetPlan, read_coordinates, read_graph, read_obs_text, read_rows
+from cellray.labels.candidates import Label
 from cellray.manifest import ShardRecord
+from cellray.pipeline.given import known_labels
 from cellray.pipeline.order import WorkOrder
 from cellray.refine.grit import Given, Options, Refinement, refine
-
-_UNKNOWN = ("", "unknown", "nan")
 
 
 def refine_dataset(
@@ -31,7 +31,7 @@ def refine_dataset(
     RefineError
         If the refinement fails; other dataset errors if something it needs cannot be read.
     """
-    p0 = _scores(part_uris, scored, len(order.scoring.labels))
+    p0 = encoder_scores(part_uris, scored, len(order.scoring.labels))
 
     def blocks() -> Iterator[sparse.csr_matrix]:
         for shard in shards:
@@ -39,7 +39,7 @@ def refine_dataset(
             if first < last:
                 yield read_rows(plan, shard.start, shard.stop).counts[scored[first:last] - shard.start]
 
-    given = _given(order, plan, scored)
+    given = given_entries(order, plan, scored)
     with boundary(RefineError, f"dataset {plan.source.dataset_id!r}"):
         return refine(p0, blocks, options(order), given)
 
@@ -54,7 +54,8 @@ def options(order: WorkOrder) -> Options:
     return Options(method=chosen.refine, lam=chosen.lam, k=chosen.k, n_pcs=chosen.n_pcs, anchor_weight=weight)
 
 
-def _scores(part_uris: Sequence[str], scored: np.ndarray, n_labels: int) -> np.ndarray:
+def encoder_scores(part_uris: Sequence[str], scored: np.ndarray, n_labels: int) -> np.ndarray:
+    """Return the encoder's probabilities of the cells ``scored``, (n, n_labels) float32, read part by part."""
     from cellray.write import read_part
 
     p0, at = np.empty((len(scored), n_labels), np.float32), 0
@@ -66,7 +67,8 @@ def _scores(part_uris: Sequence[str], scored: np.ndarray, n_labels: int) -> np.n
     return p0
 
 
-def _given(order: WorkOrder, plan: DatasetPlan, scored: np.ndarray) -> Given:
+def given_entries(order: WorkOrder, plan: DatasetPlan, scored: np.ndarray) -> Given:
+    """Return what the dataset brings along for its cells ``scored``, as the settings name it."""
     chosen, source = order.refining, plan.source
     entries: dict[str, Any] = {}
     if chosen.use_rep is not None:
@@ -76,20 +78,7 @@ def _given(order: WorkOrder, plan: DatasetPlan, scored: np.ndarray) -> Given:
     if chosen.graph_batch_key is not None:
         entries["batches"] = np.unique(read_obs_text(source, chosen.graph_batch_key), return_inverse=True)[1][scored]
     if chosen.anchor_key is not None:
-        entries["anchors"] = _anchors(order, plan, read_obs_text(source, chosen.anchor_key))[scored]
+        labels = [Label(*named, "") for named in zip(order.scoring.labels, order.label_ids, strict=True)]
+        known = read_obs_text(source, chosen.anchor_key)
+        entries["anchors"] = known_labels(source, chosen.anchor_key, known, labels)[scored]
     return Given(**entries)
-
-
-def _anchors(order: WorkOrder, plan: DatasetPlan, known: np.ndarray) -> np.ndarray:
-    """Label numbers of known labels, given by name or Cell Ontology id; -1 where nothing is known."""
-    number = {name: index for index, name in enumerate(order.label_ids) if name}
-    number |= {name: index for index, name in enumerate(order.scoring.labels)}
-    values, which = np.unique(known, return_inverse=True)
-    strange = [value for value in values if value not in number and value.lower() not in _UNKNOWN]
-    if strange:
-        msg = (
-            f"dataset {plan.source.dataset_id!r}: obs[{order.refining.anchor_key!r}] holds {strange[0]!r}, "
-            f"which is no label of this run; give a name or Cell Ontology id of the label set, or nothing"
-        )
-        raise RefineError(msg)
-    return np.array([number.get(value, -1) for value in values], np.int64)[which]

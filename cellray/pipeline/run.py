@@ -20,7 +20,7 @@ from cellray import __version__, schema, storage
 from cellray import manifest as manifests
 from cellray.cluster import ray_session
 from cellray.errors import CellRayError, DatasetError, InternalError, SettingError, internal, one_line
-from cellray.ingest import DatasetPlan, DatasetSource, GeneIndex, check_beside, find_sources, inspect_dataset
+from cellray.ingest import DatasetPlan, DatasetSource, GeneIndex, find_sources, inspect_dataset
 from cellray.ingest.rejects import reasons, way_out
 from cellray.labels.candidates import Label, read_labels
 from cellray.lock import RunLock
@@ -31,6 +31,7 @@ from cellray.models.checkpoints import Checkpoint
 from cellray.models.langcell_folder import LangCellCheckpoint
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.pipeline import stages
+from cellray.pipeline.given import check_given
 from cellray.pipeline.order import Scoring, WorkOrder
 from cellray.pipeline.progress import Logged, Progress, Silent
 from cellray.plugins.router import Chosen, scgpt_base, union_labels
@@ -114,7 +115,7 @@ def annotate(settings: AnnotateSettings, progress: Progress | None = None, *, en
     check_run(settings.out, sources)
     settings = _from_anywhere(settings)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    plans, errors = inspect_all(sources, genes, settings, progress, integers=counts_only(settings, checkpoint))
+    plans, errors = inspect_all(sources, genes, settings, labels, progress, integers=counts_only(settings, checkpoint))
     if not plans and not any(isinstance(error, InternalError) for error in errors.values()):
         raise _all_failed(errors)
     with RunLock(settings.out, run_id) as lock:
@@ -210,11 +211,13 @@ def inspect_all(
     sources: Sequence[DatasetSource],
     genes: GeneIndex,
     settings: AnnotateSettings,
+    labels: Sequence[Label],
     progress: Progress,
     *,
     integers: bool,
 ) -> tuple[list[DatasetPlan], dict[str, CellRayError]]:
     """Decide how to read each of ``sources``; returns the plans, and by id the errors of those that have none."""
+
     def one(source: DatasetSource) -> DatasetPlan | CellRayError:
         try:
             plan = inspect_dataset(
@@ -226,7 +229,7 @@ def inspect_all(
                 round_values=settings.round,
                 allow_normalised=settings.allow_normalised,
             )
-            check_beside(source, settings.beside())
+            check_given(source, settings, labels)
             return plan
         except DatasetError as error:
             return error

@@ -11,7 +11,7 @@ import numpy as np
 
 from cellray.ingest import DatasetPlan
 from cellray.pipeline.order import WorkOrder
-from cellray.pipeline.refining import _given, _scores
+from cellray.pipeline.refining import encoder_scores, given_entries
 from cellray.refine.grit import Refinement
 from cellray.schema import Source
 
@@ -44,10 +44,10 @@ def unsmoothed(
     sources
         (n_scored,) ``schema.Source`` of each label: refinement's for anchors, else the encoder's.
     """
-    p0 = _scores(part_uris, scored, len(order.scoring.labels))
+    p0 = encoder_scores(part_uris, scored, len(order.scoring.labels))
     p, known = p0, np.empty(0, np.int64)
     if order.refining.anchor_key is not None:
-        anchors = _given(order, plan, scored).anchors
+        anchors = given_entries(order, plan, scored).anchors
         if anchors is not None:
             known = np.flatnonzero(anchors >= 0)
             p = p0.copy()

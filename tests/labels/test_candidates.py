@@ -47,7 +47,10 @@ def test_an_obsolete_id_stands_for_its_replacement():
     [
         ("", r"f holds 0 label\(s\)"),
         ("T cell\n# B cell\n", r"f holds 1 label\(s\)"),
-        ("T cell\nT cells\n", r"f line 2: 'T cells' is neither.*close: .*t cell.*label<TAB>text"),
+        ("T cell\nT cells\n", r"f line 2: 'T cells' is the label of line 1 again"),
+        ("T cell\nT cello\n", r"f line 2: 'T cello' is neither.*close: .*t cell.*label<TAB>text"),
+        ("T cell, B cell, NK cell\n", r"line 1: 'T cell, B cell, NK cell' holds several labels.*one label a line"),
+        ("label,description\nT cell,CD3 positive\n", r"line 1: 'label,description' holds several.*one label a line"),
         ("T cell\nCL:9999999", "f line 2: 'CL:9999999'"),
         ("T cell\nCL:0000002", "f line 2: 'CL:0000002'"),
         ("T cell\n\nt  CELL", r"f line 3: .*line 1 again"),
@@ -107,8 +110,8 @@ def test_truth_is_matched_by_name_then_by_term():
     labels = [Label("Mono", "CL:0000576", ""), Label("B cell", "CL:0000236", ""), Label("odd", "", "")]
     values = ["mono", "monocyte", "B-cell", "B cells", "B cells", "odd", "T cell", "?", "cell"]
     ids = ["", "", "", "CL:0000236", "", "", "", "unknown", "CL:0000003"]
-    assert match_truth(values, ids, labels, Ontology()) == [0, 0, 1, 1, -1, 2, -1, -1, -1]
-    assert match_truth(values, None, labels, Ontology()) == [0, 0, 1, -1, -1, 2, -1, -1, -1]
+    assert match_truth(values, ids, labels, Ontology()) == [0, 0, 1, 1, 1, 2, -1, -1, -1]
+    assert match_truth(values, None, labels, Ontology()) == [0, 0, 1, 1, 1, 2, -1, -1, -1]
     assert match_truth([], None, labels, Ontology()) == []
 
 

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ from cellray.errors import WriteError, one_line
 from cellray.scratch import Scratch
 
 _COPY_BYTES = 8 << 20
+_MOST_DIGESTS = 4096
 _SCHEMES = ("", "file", "s3")
 _PART = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
@@ -249,11 +251,35 @@ def content_hash(uri: str) -> str:
     return digest.hexdigest()
 
 
-def _file_hash(uri: str, info: dict[str, Any]) -> str:
+@network_errors()
+def file_digest(uri: str) -> str:
+    """Return the SHA-256 of a file's bytes, read once in a process as long as the file stays the same."""
+    fs, path = filesystem(uri)
     if is_local(uri):
-        with Path(info["name"]).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{info['ETag']}:{info['size']}"
+        return _local_digest(path)
+    info = fs.info(path)
+    return _remote_digest(uri, str(info["ETag"]), int(info["size"]))
+
+
+def _file_hash(uri: str, info: dict[str, Any]) -> str:
+    return _local_digest(info["name"]) if is_local(uri) else f"{info['ETag']}:{info['size']}"
+
+
+def _local_digest(path: str) -> str:
+    status = Path(path).stat()
+    return _read_digest(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=_MOST_DIGESTS)
+def _read_digest(path: str, *_state: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=_MOST_DIGESTS)
+def _remote_digest(uri: str, *_state: Any) -> str:
+    with open_read(uri) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _temporary(folder: Path, mode: int = 0o666) -> Path:

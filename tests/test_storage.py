@@ -80,6 +80,22 @@ def test_temporary_name_is_not_listed(tmp_path: Path) -> None:
         assert storage.list_files(str(tmp_path)) == []
 
 
+def test_a_file_is_read_once_for_its_digest(root: str) -> None:
+    import hashlib
+
+    from cellray.storage import _read_digest, _remote_digest
+
+    def reads() -> int:
+        return _read_digest.cache_info().misses + _remote_digest.cache_info().misses
+
+    uri, before = f"{root}/a", reads()
+    storage.put(uri, b"one")
+    assert {storage.file_digest(uri) for _ in range(3)} == {hashlib.sha256(b"one").hexdigest()}
+    assert reads() == before + 1
+    storage.put(uri, b"two")  # of the same size
+    assert storage.file_digest(uri) == hashlib.sha256(b"two").hexdigest()
+
+
 def test_the_umask_is_never_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the whole process's: another thread would write files that anybody may change in between."""
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask was set"))

@@ -404,7 +404,11 @@ def _unscored(evaluation: dict[str, Any]) -> str:
     if not outside:
         return f"no annotated cell has a truth in obs[{key!r}]; pass --truth-key with another column"
     most = sorted(outside, key=lambda name: (-outside[name], name))[:_EXAMPLES]
+    meant = evaluation.get("suggestions", {"labels": {}, "columns": []})
+    close = [f"{value!r} may be {names[0]!r}" for value, names in meant["labels"].items() if names]
+    columns = f"; obs columns that name labels: {', '.join(meant['columns'])}" if meant["columns"] else ""
     return (
-        f"no truth in obs[{key!r}] is a label of this run ({', '.join(map(repr, most))}); rename them to the labels in "
-        "the report, or pass --truth-key with another column"
+        f"no truth in obs[{key!r}] is a label of this run ({', '.join(map(repr, most))})"
+        f"{': ' + ', '.join(close) if close else ''}{columns}; rename them to the labels in the report, or pass "
+        "--truth-key with another column"
     )

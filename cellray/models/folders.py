@@ -73,9 +73,8 @@ def files(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def digest(uri: str, names: Sequence[str]) -> str:
-    """Return the SHA-256 over the names and contents of files in the folder ``uri``."""
+    """Return the SHA-256 over the names and contents of files in the folder ``uri``, read once in a process."""
     found = hashlib.sha256()
     for name in names:
-        with storage.open_read(storage.join(uri, name)) as file:
-            found.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())  # type: ignore[arg-type]
+        found.update(f"{name}\0{storage.file_digest(storage.join(uri, name))}\n".encode())
     return found.hexdigest()

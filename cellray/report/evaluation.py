@@ -17,7 +17,7 @@ import numpy as np
 
 from cellray import schema, storage
 from cellray.errors import ReadError, SettingError
-from cellray.report.folder import Calls, read_calls, read_run
+from cellray.report.folder import Calls, Run, read_calls, read_run
 from cellray.report.truth import Truth, read_truth
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cellray.labels.ontology import Ontology
 
 
+_MOST_SUGGESTED = 3
+_MOST_TYPES = 500  # a column of more values names no cell types
 _COUNTS = ("n_cells", "n_annotated", "n_with_truth", "n_scored", "n_rejected_with_truth", "n_abstained_with_truth")
 
 
@@ -72,7 +74,8 @@ def evaluate(out_uri: str, truth_key: str) -> dict[str, Any]:
         ``n_abstained_with_truth``, ``coverage`` (scored cells among those with a truth), ``outside`` (truths that are
         no label of the run, and their cells) and, under ``before`` (the encoder's label) and ``after`` (the final one),
         ``accuracy``, ``macro_f1``, ``confusion`` (``labels`` and ``matrix``, a row a truth) and ``graded`` (shares of
-        cells by ``labels.metrics.graded``). A share of nothing is None.
+        cells by ``labels.metrics.graded``). A share of nothing is None. Where no cell could be scored, ``suggestions``
+        has the ``labels`` that are written most like the most frequent truths, and the ``columns`` that would do.
 
     Raises
     ------
@@ -114,7 +117,30 @@ def evaluate(out_uri: str, truth_key: str) -> dict[str, Any]:
         "datasets": [{"dataset_id": dataset_id, **numbers} for dataset_id, numbers in described.items()],
         "skipped": skipped,
         "overall": _describe(sum(others, first), labels, ontology),
+        **_suggestions(run, truth_key, sum(others, first), labels, ontology),
     }
+
+
+def _suggestions(
+    run: Run, truth_key: str, tally: _Tally, labels: Sequence["Label"], ontology: "Ontology"
+) -> dict[str, Any]:
+    """Return what may have been meant when no cell could be scored; nothing otherwise."""
+    from cellray.labels.candidates import close_labels, match_truth
+
+    if tally.counts["n_scored"]:
+        return {}
+    most = [value for value, _ in tally.outside.most_common(_MOST_SUGGESTED)]
+    dataset_id = next(dataset.dataset_id for dataset in run.datasets if dataset.manifest is not None)
+    uri = storage.join(run.uri, f"{dataset_id}.h5ad")
+    _, columns = read_truth(uri, "")
+    fitting = []
+    for column in [name for name in columns if name != truth_key and not name.startswith(schema.OBS_PREFIX)]:
+        truth, _ = read_truth(uri, column)
+        few = truth is not None and 0 < len(truth.values) <= _MOST_TYPES
+        if truth is not None and few and max(match_truth(truth.values, truth.ids, labels, ontology)) >= 0:
+            fitting.append(column)
+    close = {value: close_labels(value, labels) for value in most}
+    return {"suggestions": {"labels": close, "columns": fitting}}
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> "Table":

@@ -96,7 +96,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
 
 def ray_log_level() -> int:
     """Return the level of Ray's loggers: ``CELLRAY_RAY_LOG_LEVEL``, else all news when asked for, else errors alone."""
-    named = getattr(Environment(), "ray_log_level", None) or os.environ.get("CELLRAY_RAY_LOG_LEVEL")
+    named = Environment().ray_log_level
     if named is None:
         return logging.INFO if is_verbose() else logging.ERROR
     known = logging.getLevelNamesMapping().get(str(named).upper())

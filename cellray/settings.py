@@ -46,6 +46,7 @@ class Environment(BaseSettings):
     registry: str = Field(default="plugins", description="plugin registry that the jobs and verbs use, path or s3://")
     api_key: SecretStr | None = Field(default=None, description="what clients of the served apps must show")
     config: str = Field(default="/etc/cellray/cellray.yaml", description="settings file of jobs.annotate")
+    ray_log_level: str | None = Field(default=None, description="of Ray's loggers: debug, info, warning or error")
     ray_temp_dir: str | None = Field(default=None, description="where a local Ray keeps its session files")
 
 

@@ -121,7 +121,7 @@ def inquire(
 
 def settle(inquiry: Inquiry, answers: Mapping[str, Mapping[str, Any]], labels: Sequence[str]) -> Verdicts:
     """Put the answers (rows of ``ANSWERS`` by puzzle key) on the cells."""
-    number = {label: at for at, label in enumerate(_offered(labels))}
+    number = {label: at for at, label in enumerate(candidate_names(labels))}
     said: list[list[tuple[str, float, str]]] = [[] for _ in inquiry.groups]
     for question in inquiry.questions:
         row = answers.get(question.puzzle.key, {})
@@ -163,7 +163,7 @@ def settle(inquiry: Inquiry, answers: Mapping[str, Mapping[str, Any]], labels: S
     )
 
 
-def _offered(labels: Sequence[str]) -> list[str]:
+def candidate_names(labels: Sequence[str]) -> list[str]:
     """Return labels as candidates: they may come from a user's file, and go into a prompt.
 
     Labels that would be the same once cleaned and cut are numbered, so that an answer means one of them.
@@ -190,7 +190,7 @@ def _questions(
     metadata: Mapping[str, np.ndarray],
 ) -> list[Question]:
     found = []
-    names = _offered(order.scoring.labels)
+    names = candidate_names(order.scoring.labels)
     donors = sorted({group.donor for group in groups})
     for number, donor in enumerate(donors):
         mine = [at for at, group in enumerate(groups) if group.donor == donor and genes[at]]

@@ -17,7 +17,7 @@ from cellray.plugins.registry import Registry, tissue_name
 from cellray.plugins.router import no_plugin
 from cellray.train.checkpoint import restore
 from cellray.train.update import UpdateSettings, extended, update_worker
-from jobs.numbers import count, inner_share, positive, share
+from jobs.numbers import amount, count, number, positive, share
 from jobs.train_plugin import add_plugin_arguments, finished, load_base, run_name
 from jobs.training import add_arguments, trained
 
@@ -32,15 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--recipe", choices=("imprint", "paper"), default="imprint")
     parser.add_argument("--epochs", type=count, default=10)
     parser.add_argument("--learning-rate", type=positive, default=None, help="default: that of the recipe")
-    parser.add_argument(
-        "--hold-out", type=inner_share, default=0.2, help="share of the new cells that the gate looks for"
-    )
+    parser.add_argument("--hold-out", type=amount, default=0.2, help="share of the new cells that the gate looks for")
     allowed = Limits()
     parser.add_argument(
-        "--margin", type=share, default=allowed.margin, help="most that accuracy on known types may fall"
+        "--margin", type=number(float, -1, 1), default=allowed.margin, help="most that accuracy on known types may fall"
     )
     parser.add_argument(
-        "--type-margin", type=share, default=allowed.type_margin, help="most that the new type may take of a known one"
+        "--type-margin",
+        type=number(float, -1, 1),
+        default=allowed.type_margin,
+        help="most that the new type may take of a known one",
     )
     parser.add_argument(
         "--least-recall", type=share, default=allowed.least_recall, help="of held-out cells of the new type"

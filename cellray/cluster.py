@@ -76,7 +76,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
                     )
                 else:
                     ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # Ray raises that class itself when a busy machine is too slow
             msg = f"cannot start Ray (address {address or 'local'!r}): {one_line(error)}"
             raise CellRayError(msg) from error
     # What Ray says of dead workers would stand on standard output, where `--json` is; no setting is asked.

@@ -178,9 +178,9 @@ def test_many_rejects_name_the_way_out_and_quiet_names_nothing(cellray, cells, t
     assert "rejected (too_few_genes " in line
     assert "cells: most are too_few_genes: " in err
     assert "--min-genes" in err
-    code, again, err = cellray(*told, "--out", tmp_path / "quiet", "-q")
+    code, again, err = cellray(*told, "--out", tmp_path / "out", "-q")  # it is finished
     assert not err
-    assert again.splitlines()[0].split(" cells/s")[0].rsplit(",", 1)[0] == printed.splitlines()[0].rsplit(",", 1)[0]
+    assert printed.startswith(again.splitlines()[0])
 
 
 def test_verbose_shows_the_trace_of_a_bug(cellray, cells, tiny_model, tmp_path, monkeypatch):

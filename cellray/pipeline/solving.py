@@ -19,6 +19,7 @@ import ray
 from cellray import schema, storage
 from cellray.cluster import ray_session
 from cellray.errors import SettingError
+from cellray.pipeline import stages
 from cellray.pipeline.engines import NUMBER, RunningEngine, through_engines
 from cellray.pipeline.progress import Progress, Silent
 from cellray.puzzles.centroid import Profiles
@@ -77,11 +78,16 @@ def solve_puzzles(
     progress.start(len(distinct), len(distinct) - len(todo), "puzzles")
     chunks = [todo[at : at + order.chunk] for at in range(0, len(todo), order.chunk)]
     if chunks and order.engine is None:
+        if order.url is not None:
+            progress.stage(stages.ASKING)
         for chunk in chunks:
             _put(parts, prefix, chunk, _without_engine(chunk, order))
             progress.advance(len(chunk))
     elif chunks and order.engine is not None:
+        if not ray.is_initialized():
+            progress.stage(stages.STARTING)
         with ray_session(address) as resources:
+            progress.stage(stages.ASKING)
             given = (order, [ray.put(chunk) for chunk in chunks], parts, prefix)
             for row in through_engines(Solver, given, len(chunks), order.engine, order.engines, resources):
                 progress.advance(row["n"])

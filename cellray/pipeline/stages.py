@@ -15,6 +15,7 @@ ENCODING: Final = "encoding"
 REFINING: Final = "refining"
 DRAWING: Final = "drawing"
 WRITING: Final = "writing"
+ASKING: Final = "asking the language model"
 
 FINISHING: Final = (REFINING, DRAWING, WRITING)
 """Those of one dataset after its last shard, in their order."""

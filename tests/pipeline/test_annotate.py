@@ -211,7 +211,7 @@ def test_labels_of_the_user(cells, tiny_model, tmp_path):
 def test_a_dataset_without_a_single_good_cell(cells, tiny_model, tmp_path):
     result = run([cells], tmp_path / "out", tiny_model, min_genes=100_000)
     assert result.exit_code == 1
-    assert "too_few_genes 47" in result.failed["cells"]
+    assert "all 48 cells were rejected (too_few_genes 47, empty_cell 1); " in result.failed["cells"]
     assert "--min-genes" in result.failed["cells"]
     assert json.loads((tmp_path / "out" / "datasets" / "cells" / "error.json").read_text())["code"] == "NoLabelError"
     assert not (tmp_path / "out" / "cells.h5ad").exists()

@@ -22,7 +22,7 @@ from cellray.puzzles.puzzle import Puzzle
 from cellray.settings import checked
 from cellray.targets import reserve
 from cellray.train.posttraining.distill import PARTS, Actors, Asking, LocalTeacher, Order, ServedTeacher, distil
-from jobs.numbers import amount, count, number, positive, seed
+from jobs.numbers import count, number, positive, seed
 from jobs.sft import tell
 
 DISTILLED, ACCEPTANCE = "distilled.parquet", "acceptance.json"
@@ -35,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="model folder, mini-cell-o1, or the server's name for it")
     parser.add_argument("--url", default=None, help="of a server with OpenAI's interface, with /v1")
     parser.add_argument("--out", required=True, help="folder that receives the traces")
-    parser.add_argument("--candidates", type=count, default=8)
-    parser.add_argument("--temperature", type=amount, default=1.0)
-    parser.add_argument("--max-tokens", type=number(int, 16), default=3500)
+    parser.add_argument("--candidates", type=number(int), default=8)
+    parser.add_argument("--temperature", type=number(float), default=1.0)
+    parser.add_argument("--max-tokens", type=number(int), default=3500)
     parser.add_argument(
         "--max-length", type=number(int, 16), default=None, help="longest prompt and answer of a model folder"
     )

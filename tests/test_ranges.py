@@ -66,6 +66,7 @@ def test_jobs_name_the_option_and_the_value(job, arguments, capsys):
     "arguments",
     [
         ["reason", "a.h5ad", "--out", "o", "--model", "m", "--engines", "0"],
+        ["reason", "a.h5ad", "--out", "o", "--model", "m", "--limit", "0"],
         ["puzzles", "solve", "p", "--out", "o", "--rollouts", "65"],
         ["puzzles", "build", "a.h5ad", "--out", "o", "--min-cells", "1"],
     ],

@@ -61,9 +61,6 @@ def reason(
     if pair_scores is not None and truth_key is None:
         msg = f"--pair-scores {pair_scores!r} grades labels against true ones; give --truth-key too"
         raise SettingError(msg)
-    if shard_cells < 1 or engines < 1 or (limit is not None and limit < 1):
-        msg = f"--shard-cells {shard_cells}, --engines {engines}, --limit {limit}: give at least 1"
-        raise SettingError(msg)
     check_model(model)
     order = ReasonOrder(
         out=storage.absolute(out),

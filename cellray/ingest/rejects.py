@@ -26,7 +26,8 @@ _ADVICE: Final = {
     "round a corrected layer",
     RejectCode.EMPTY_CELL: "the cell has no counts; leave empty droplets out (take the filtered matrix)",
     RejectCode.NO_KNOWN_GENE: "no gene with counts is the model's; check the gene names, or pass --gene-key",
-    RejectCode.TOO_FEW_GENES: "the cell has fewer of the model's genes than --min-genes; pass a smaller --min-genes",
+    RejectCode.TOO_FEW_GENES: "the cell has fewer of the model's genes than --min-genes, as an empty droplet has; take "
+    "the filtered matrix, or pass a smaller --min-genes",
 }
 
 

@@ -59,7 +59,6 @@ def test_all_of_the_published_table(shared):
         (["--pair-scores", "x.csv"], "give --truth-key too"),
         (["--truth-key", "nothing"], "obs has no 'nothing'"),
         (["--model", "nowhere"], "no config.json"),
-        (["--limit", "0"], "give at least 1"),
     ],
 )
 def test_a_users_mistake_is_one_line(cells, tmp_path, capsys, monkeypatch, options, says):

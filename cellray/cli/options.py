@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 Inputs = Annotated[
-    list[str], typer.Argument(help="h5ad, zarr, 10x .h5, 10x mtx folders; paths, globs or s3://", show_default=False)
+    list[str],
+    typer.Argument(
+        help="h5ad, h5mu, zarr, loom, 10x .h5, Matrix Market, tables; paths, globs or s3://", show_default=False
+    ),
 ]
 Model = Annotated[str, typer.Option(help="`mini` (bundled), or a model folder: path or s3://")]
 Layer = Annotated[str | None, typer.Option(help="layer with the raw counts; found by itself otherwise")]

@@ -225,8 +225,6 @@ def boundary(error_class: type[CellRayError], what: str, *formats: type[Exceptio
     *formats
         Further classes that mean a wrong format here, as ``ValueError`` does where a record is parsed.
     """
-    # Folders of models, registries and atlases are checked by parsing them, so all that fails there is their format.
-    formats = formats or (() if issubclass(error_class, DatasetError) else _PARSING)
     try:
         yield
     except CellRayError as error:
@@ -239,7 +237,8 @@ def boundary(error_class: type[CellRayError], what: str, *formats: type[Exceptio
         raise error_class(msg) from error
 
 
-_PARSING: Final = (ValueError, KeyError, IndexError, TypeError, RuntimeError, ArithmeticError)
+LOADING: Final = (ValueError, KeyError, TypeError, RuntimeError)
+"""What the libraries of language models make of a folder that holds no such model, or a damaged one."""
 
 
 def internal(error: BaseException, what: str) -> InternalError:

@@ -106,4 +106,5 @@ class Pointer:
         return [name for name in storage.list_files(self._folder) if name.endswith(".json")]
 
     def _at(self) -> AbstractContextManager[None]:
-        return boundary(self._error_class, f"{self._what}, {self._folder}")
+        # A change is a record: what else is in its file is of another format.
+        return boundary(self._error_class, f"{self._what}, {self._folder}", ValueError, KeyError, TypeError)

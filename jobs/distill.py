@@ -15,7 +15,7 @@ import ray
 
 from cellray import storage
 from cellray.cluster import ray_session
-from cellray.errors import CellRayError, one_line
+from cellray.errors import CellRayError, Terminated, one_line
 from cellray.puzzles import records
 from cellray.puzzles.engine import EngineSettings, check_model, locate
 from cellray.puzzles.puzzle import Puzzle
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         facts = run(given)
-    except CellRayError as error:
+    except (CellRayError, Terminated) as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return error.exit_code
     tell(facts, as_json=given.json)

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from cellray import storage
 from cellray.cluster import Resources, ray_session
-from cellray.errors import CellRayError, InputError, SettingError, one_line
+from cellray.errors import CellRayError, InputError, SettingError, Terminated, one_line
 from cellray.puzzles import records
 from cellray.puzzles.engine import check_model
 from cellray.puzzles.puzzle import Puzzle
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         reserve(given.out, (*OUTPUTS, FILE, REPORT), (config.model, *config.puzzles))
         puzzles = [puzzle for uri in config.puzzles for puzzle in records.read(uri)]
         facts = reinforce(config, puzzles, REWARDS[config.reward], given, given.out)
-    except CellRayError as error:
+    except (CellRayError, Terminated) as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return error.exit_code
     tell(facts, as_json=given.json)

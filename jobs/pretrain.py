@@ -15,7 +15,7 @@ import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from cellray import storage
-from cellray.errors import CellRayError, one_line
+from cellray.errors import CellRayError, Terminated, one_line
 from cellray.labels.candidates import Label, prompt
 from cellray.labels.ontology import Ontology
 from cellray.models import checkpoints
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             puzzles(PuzzleLMConfig.read(given.config, epochs=given.epochs, steps=given.steps), given)
         else:
             langcell(PretrainConfig.read(given.config, steps=given.steps), given)
-    except CellRayError as error:
+    except (CellRayError, Terminated) as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return error.exit_code
     return 0

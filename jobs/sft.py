@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from cellray import storage
-from cellray.errors import CellRayError, one_line
+from cellray.errors import CellRayError, Terminated, one_line
 from cellray.puzzles import records
 from cellray.puzzles.engine import check_model, locate
 from cellray.targets import reserve
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         rng = np.random.default_rng([config.seed, 2])
         solved = [thinned(one, config.most_dropped, rng) for one in solved * config.variants]
         told = fine_tune(config, [dialogue(one, config.said, config.placement) for one in solved], given, given.out)
-    except CellRayError as error:
+    except (CellRayError, Terminated) as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return error.exit_code
     tell(told, as_json=given.json)

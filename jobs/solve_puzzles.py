@@ -5,7 +5,7 @@ The options are those of ``cellray puzzles solve``, which it is; running the sam
 
 import sys
 
-from cellray.errors import CellRayError, one_line
+from cellray.errors import CellRayError, Terminated, one_line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         given = sys.argv[1:] if arguments is None else arguments
         return int(command.main(["solve", *given], standalone_mode=False) or 0)
-    except CellRayError as error:
+    except (CellRayError, Terminated) as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return error.exit_code
 

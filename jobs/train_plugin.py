@@ -12,7 +12,7 @@ import sys
 from hashlib import sha256
 from typing import Any
 
-from cellray.errors import CellRayError, SettingError, one_line
+from cellray.errors import CellRayError, SettingError, Terminated, one_line
 from cellray.models import checkpoints
 from cellray.models.scgpt_folder import ScGPTCheckpoint
 from cellray.plugins.making import first_version, plan_training
@@ -70,7 +70,7 @@ def finished(given: argparse.Namespace, work: Any) -> int:
     """Do the work and print its result; a user's mistake is one line. Returns the exit code."""
     try:
         result = work(given)
-    except CellRayError as error:
+    except (CellRayError, Terminated) as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return error.exit_code
     text = json.dumps(result, indent=1) if given.json else "\n".join(f"{key}: {value}" for key, value in result.items())

@@ -59,7 +59,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     parent = registry.promoted(tissue)
     if parent is None:
         raise no_plugin(given.tissue, registry.tissues())
-    with boundary(PluginError, f"registry {registry.uri}"):
+    with boundary(PluginError, f"registry {registry.uri}", ValueError):
         old = registry.get(tissue, parent).on(base)
     reading = Reading(layer=given.layer, gene_key=given.gene_key, seed=given.seed)
     found = read_labelled(given.new, base, reading, label=given.label)

@@ -75,7 +75,7 @@ def make_plan(catalogue: Catalogue, address: str | None = None) -> list[Step]:
     jobs = []
     for entry in catalogue.datasets:
         settings = catalogue.annotating(entry, work_folder(catalogue, entry), address)
-        with boundary(SettingError, f"dataset {entry.id!r}"):
+        with boundary(SettingError, f"dataset {entry.id!r}", ValueError):
             if settings.labels not in known:
                 known[settings.labels] = _labels(settings, model)
             common = {
@@ -99,7 +99,7 @@ def work_folder(catalogue: Catalogue, entry: Entry) -> str:
 
 def _step(atlas: str, entry: Entry, settings: AnnotateSettings, common: dict[str, Any]) -> Step:
     try:
-        with boundary(ReadError, f"dataset {entry.id!r}"):
+        with boundary(ReadError, f"dataset {entry.id!r}", ValueError):
             sources = find_sources(settings.inputs)
             if len(sources) != 1:
                 msg = f"{entry.uri!r} names {len(sources)} datasets; give each an entry of its own"

@@ -188,7 +188,7 @@ class _Renewing:
         folder = storage.join(work, schema.DATASETS_DIR, manifest.dataset_id)
         labels = storage.join(folder, schema.ANNOTATIONS_FILE)
         copy = storage.join(work, f"{manifest.dataset_id}.h5ad")
-        with boundary(AtlasError, f"dataset {step.entry.id!r}"), storage.open_read(labels) as file:
+        with boundary(AtlasError, f"dataset {step.entry.id!r}", KeyError), storage.open_read(labels) as file:
             types = types_of(pq.read_table(file, columns=[schema.CELL_TYPE, schema.STATUS]))
         versions = Versions(self.catalogue.atlas, step.entry.id)
         version = versions.put(

@@ -86,7 +86,7 @@ class Versions:
 
     def get(self, digest: str, how: Literal["sizes", "content"] = "sizes") -> Version:
         """Read a version and check its files, by their sizes or by all that is in them."""
-        with boundary(AtlasError, f"dataset {self.dataset_id!r}, version {digest[:12]}"):
+        with boundary(AtlasError, f"dataset {self.dataset_id!r}, version {digest[:12]}", ValueError):
             found = Version.model_validate(storage.read_json(storage.join(self.folder(digest), VERSION_FILE)))
             if found.digest != digest:
                 msg = f"{VERSION_FILE} was changed after it was written"
@@ -103,7 +103,8 @@ class Versions:
 
     def annotations(self, version: Version) -> pa.Table:
         """Return the labels of a version, ``schema.annotations()``, if they are those that were written."""
-        with boundary(AtlasError, f"dataset {self.dataset_id!r}, version {version.digest[:12]}"):
+        what = f"dataset {self.dataset_id!r}, version {version.digest[:12]}"
+        with boundary(AtlasError, what, ValueError, KeyError):
             self._check(version.digest, schema.ANNOTATIONS_FILE, version.files[schema.ANNOTATIONS_FILE], "content")
             with storage.open_read(storage.join(self.folder(version.digest), schema.ANNOTATIONS_FILE)) as file:
                 return pq.read_table(file)

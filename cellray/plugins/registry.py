@@ -175,7 +175,7 @@ class Registry:
         return storage.join(self._folder(tissue), _VERSIONS, digest)
 
     def _at(self, what: str) -> AbstractContextManager[None]:
-        return boundary(PluginError, f"registry {self.uri}, {what}")
+        return boundary(PluginError, f"registry {self.uri}, {what}", ValueError, KeyError, TypeError)
 
 
 def _read(uri: str, most: int) -> bytes:

@@ -74,7 +74,7 @@ class Chosen:
     def load(self, base: ScGPTCheckpoint) -> tuple[list[PluginCheckpoint], PluginCheckpoint | None]:
         """Read the plugins in their order, and the assigner; all must belong to ``base``."""
         registry = Registry(self.registry)
-        with boundary(PluginError, f"registry {self.registry}"):
+        with boundary(PluginError, f"registry {self.registry}", ValueError):
             plugins = [registry.get(tissue, digest).on(base) for tissue, digest in self.versions]
             return plugins, registry.get(TISSUES, self.assigner).on(base) if self.assigner else None
 

@@ -73,7 +73,7 @@ class Loaded:
         cls, registry: Registry, base: ScGPTCheckpoint, tissue: str, digest: str, encoder: PluginEncoder | None = None
     ) -> Self:
         """Read a version, which must belong to ``base`` or it is a ``PluginError``, to where ``encoder`` computes."""
-        with boundary(PluginError, f"registry {registry.uri}"):
+        with boundary(PluginError, f"registry {registry.uri}", ValueError):
             found = registry.get(tissue, digest).on(base)
         terms = [label["term_id"] for label in found.labels]
         plugin = found.build(encoder.device, encoder.weights) if encoder else found.build()

@@ -45,7 +45,7 @@ def read(uri: str) -> list[Puzzle]:
     InputError
         If the file is not there or of another kind, a column is missing, or a record is no puzzle.
     """
-    with boundary(InputError, f"puzzles {uri}"):
+    with boundary(InputError, f"puzzles {uri}", ValueError):
         if uri.endswith(".parquet"):
             with storage.open_read(uri) as file:
                 rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()

@@ -50,7 +50,7 @@ def compared(
     rng = np.random.default_rng(seed)
     texts: dict[str, list[str]] = {}
     if answers is not None:
-        with boundary(InputError, f"answers {answers}"), storage.open_read(answers) as file:
+        with boundary(InputError, f"answers {answers}", ValueError), storage.open_read(answers) as file:
             rows = pq.read_table(file, columns=["key", "text", "answer"]).to_pylist()
         if [row["key"] for row in rows] != [puzzle.key for puzzle in puzzles[: len(rows)]]:
             msg = f"answers {answers}: not of these puzzles"

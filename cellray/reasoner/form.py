@@ -76,7 +76,7 @@ def read_ranked_genes(uri: str) -> tuple[str, ...]:
     InputError
         If the file cannot be read, or holds no list of genes.
     """
-    with boundary(InputError, f"ranked genes {uri!r}"):
+    with boundary(InputError, f"ranked genes {uri!r}", ValueError):
         text = storage.read_bytes(uri).decode()
     genes = tuple(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
     wrong = next((gene for gene in genes if clean(gene) != gene or "," in gene), None)

@@ -33,7 +33,7 @@ def read_pairs(uri: str) -> Pairs:
     InputError
         If it cannot be read or lacks a column.
     """
-    with boundary(InputError, f"pair scores {uri!r}"):
+    with boundary(InputError, f"pair scores {uri!r}", ValueError, KeyError, TypeError):
         data = storage.read_bytes(uri)
         text = (gzip.decompress(data) if uri.endswith(".gz") else data).decode()
         return {(row[_TRUTH], row[_SAID]): float(row[_SCORE]) for row in csv.DictReader(io.StringIO(text, newline=""))}

@@ -39,7 +39,8 @@ def read_truth(uri: str, key: str) -> tuple[Truth | None, list[str]]:
     """
     import h5py
 
-    with boundary(ReadError, f"obs of {uri}"), storage.open_read(uri) as file, h5py.File(file) as h5:
+    formats = (KeyError, ValueError, AttributeError)
+    with boundary(ReadError, f"obs of {uri}", *formats), storage.open_read(uri) as file, h5py.File(file) as h5:
         obs = h5["obs"]
         columns = [str(column) for column in obs.attrs["column-order"]]
         if key not in columns:

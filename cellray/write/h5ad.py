@@ -142,7 +142,8 @@ def _publish(out_uri: str, fill: Callable[[Path], None], results: Results) -> No
     from cellray.write.annotated import annotate
     from cellray.write.hdf5 import open_hdf5
 
-    with boundary(WriteError, f"annotated copy {out_uri}"), storage.writing(out_uri) as path:
+    # Copying reads whatever is in the user's file, and libraries call what they cannot copy a ValueError.
+    with boundary(WriteError, f"annotated copy {out_uri}", ValueError), storage.writing(out_uri) as path:
         fill(path)
         with open_hdf5(path, "r+") as file:
             annotate(file, results)

@@ -60,19 +60,19 @@ def write_part(uri: str, table: pa.Table, labels: Sequence[str]) -> str:
 
 def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a part, or the named columns of it."""
-    with boundary(ReadError, f"part file {uri}"), storage.open_read(uri) as file:
+    with boundary(ReadError, f"part file {uri}", KeyError), storage.open_read(uri) as file:
         return pq.read_table(file, columns=None if columns is None else list(columns))
 
 
 def part_labels(uri: str) -> list[str]:
     """Return the label names of a part, in the order of its probabilities."""
-    with boundary(ReadError, f"part file {uri}"), storage.open_read(uri) as file:
+    with boundary(ReadError, f"part file {uri}", KeyError), storage.open_read(uri) as file:
         return json.loads(pq.read_schema(file).metadata[_LABELS_KEY])
 
 
 def part_width(uri: str) -> int:
     """Return the width of a part's embeddings."""
-    with boundary(ReadError, f"part file {uri}"), storage.open_read(uri) as file:
+    with boundary(ReadError, f"part file {uri}", KeyError), storage.open_read(uri) as file:
         return pq.read_schema(file).field(schema.EMBEDDING).type.list_size
 
 

@@ -164,7 +164,7 @@ def read_examples(uri: str, mode: Mode) -> list[Dialogue]:
     InputError
         If it cannot be read, or a record is not of that mode.
     """
-    with boundary(InputError, f"examples {uri}"):
+    with boundary(InputError, f"examples {uri}", ValueError):
         if uri.endswith(".parquet"):
             with storage.open_read(uri) as file:
                 rows: Any = pq.read_table(file).to_pylist()

@@ -61,7 +61,7 @@ class ServedTeacher:
         import openai
 
         self._model = model
-        with boundary(SettingError, f"teacher {model!r}"):
+        with boundary(SettingError, f"teacher {model!r}", ValueError):
             try:
                 self._client = openai.AsyncOpenAI(base_url=url, timeout=timeout_s, max_retries=2)
             except openai.OpenAIError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cellray import storage
-from cellray.errors import ModelError, boundary
+from cellray.errors import LOADING, ModelError, boundary
 from cellray.puzzles.engine import locate
 from cellray.train.posttraining.policy import open_tokenizer, stored_dtype
 
@@ -28,7 +28,7 @@ def merge(model: str, adapter: Path, out: Path) -> None:
 
     folder = locate(model)
     tokenizer = open_tokenizer(model)
-    with boundary(ModelError, f"adapter {adapter}"):
+    with boundary(ModelError, f"adapter {adapter}", *LOADING):
         told = json.loads((adapter / "adapter_config.json").read_text())
         if told.get("revision") and told["revision"] != storage.content_hash(folder):
             msg = f"adapter {adapter}: trained on another model than {model!r}; give the one it names as its base"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cellray import storage
-from cellray.errors import ModelError, boundary
+from cellray.errors import LOADING, ModelError, boundary
 from cellray.puzzles.engine import check_model, locate
 from cellray.train.loop import Alone
 from cellray.train.posttraining.config import Adapter, Training
@@ -62,7 +62,7 @@ class Policy(nn.Module):
         check_model(folder)
         half = config.dtype == "bfloat16"
         stored = torch.bfloat16 if half and config.adapter is not None else torch.float32
-        with boundary(ModelError, f"model {config.model!r}"):
+        with boundary(ModelError, f"model {config.model!r}", *LOADING):
             base = AutoModelForCausalLM.from_pretrained(folder, dtype=stored, use_safetensors=True)
         self.digest = storage.content_hash(folder)
         self.autocast = torch.bfloat16 if half else None
@@ -177,7 +177,7 @@ def open_tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     check_model(model)
-    with boundary(ModelError, f"model {model!r}"):
+    with boundary(ModelError, f"model {model!r}", *LOADING):
         tokenizer = AutoTokenizer.from_pretrained(locate(model))
     if tokenizer.eos_token_id is None:
         msg = f"model {model!r}: its tokenizer has no end token; take an instruction-tuned model"
@@ -189,5 +189,5 @@ def context_of(model: str) -> int:
     """Return the longest prompt and answer of a model, tokens."""
     from transformers import AutoConfig
 
-    with boundary(ModelError, f"model {model!r}"):
+    with boundary(ModelError, f"model {model!r}", *LOADING):
         return int(AutoConfig.from_pretrained(locate(model)).max_position_embeddings)

@@ -234,11 +234,11 @@ def test_bulk_solving_by_the_app(app, monkeypatch):
 
 
 def _engines():
-    """Return the engines' processes; one that ends while it is looked at is none."""
+    """Return the engines' processes, which are spawned ones; not each of them gets its title, EngineCore."""
     found = []
     for one in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "EngineCore" in one.name() or any("EngineCore" in part for part in one.cmdline()[:1]):
+            if "EngineCore" in one.name() or any("spawn_main" in part for part in one.cmdline()):
                 found.append(one)
     return found
 

@@ -44,9 +44,7 @@ def check_run(out: str, sources: Sequence[DatasetSource]) -> None:
     copies = {f"{source.dataset_id}.h5ad": source.dataset_id for source in sources}
     for name in sorted(there & {*copies, schema.RUN_FILE, schema.REPORT_FILE}):
         target = storage.join(out, name)
-        if _identity(target) in identities:
-            msg = f"--out {out!r}: {target} is an input and would be replaced; give another folder"
-            raise SettingError(msg)
+        _check_input(out, target, identities)
         dataset_id = copies.get(name)
         if not ours or (dataset_id and dataset_id not in recorded and not _left_by_us(out, dataset_id, known)):
             raise SettingError(_not_ours(target))
@@ -83,9 +81,7 @@ def reserve(out: str | Path, names: Collection[str] | None, inputs: Iterable[str
     wanted = there if names is None else there & set(names)
     for name in sorted(wanted):
         target = f"{folder.rstrip('/')}/{name}"
-        if _identity(target) in identities:
-            msg = f"--out {folder!r}: {target} is an input and would be replaced; give another folder"
-            raise SettingError(msg)
+        _check_input(folder, target, identities)
         if name not in recorded and _WHOLE not in recorded:
             raise SettingError(_not_ours(target))
     new = recorded | ({_WHOLE} if names is None else set(names))
@@ -108,6 +104,12 @@ def check_model_folder(folder: str | Path) -> None:
     config = _json(storage.join(uri, "config.json")) if "config.json" in there else None
     if not (isinstance(config, dict) and str(config.get("format", "")).startswith("cellray-")):
         msg = f"{uri!r} is not empty and no model folder of CellRay (it has {there[0]}); give a new folder"
+        raise SettingError(msg)
+
+
+def _check_input(out: str, target: str, identities: Collection[object]) -> None:
+    if _identity(target) in identities:
+        msg = f"--out {out!r}: {target} is an input and would be replaced; give another folder"
         raise SettingError(msg)
 
 

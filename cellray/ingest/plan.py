@@ -102,7 +102,7 @@ class DatasetPlan:
 
     def of_genes(self, names: list[str]) -> list[str]:
         """Return those of a column of the file's gene table that belong to the kept columns."""
-        return names if self.kept is None else [names[column] for column in self.kept]
+        return _of(self.kept, names)
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain JSON values, the same before and after staging."""

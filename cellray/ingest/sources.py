@@ -24,6 +24,7 @@ from cellray import storage
 from cellray.errors import InputError, one_line
 from cellray.ingest import tree
 from cellray.ingest.formats import KNOWN, Kind, file_kind
+from cellray.ingest.market_files import MarketFiles, find_markets
 
 _ID_LENGTH = 128 - len("-12345678")
 _SNIFFERS = 8
@@ -142,8 +143,6 @@ def _datasets(fs: fsspec.AbstractFileSystem, path: str, prefix: str) -> list[Dat
 
 def _markets(path: str, prefix: str, names: Sequence[str]) -> list[DatasetSource]:
     """Return the Matrix Market datasets of a folder."""
-    from cellray.ingest.market_files import find_markets
-
     uri = prefix + path
     try:
         markets = find_markets(names)
@@ -153,31 +152,24 @@ def _markets(path: str, prefix: str, names: Sequence[str]) -> list[DatasetSource
             raise InputError(msg) from error
         # What is missing is said when the dataset is read, which then fails alone.
         return [DatasetSource(uri, "10x_mtx", _dataset_id(path, folder=True))]
-    sources = []
-    for market in markets:
-        files = tuple((role, _child(uri, name)) for role, name in market.roles())
-        whole = len(markets) == 1 and not market.prefix
-        where = f"{path}/{market.prefix.rstrip('._- ')}" if market.prefix else path
-        location = uri if whole else _child(uri, market.matrix)
-        sources.append(DatasetSource(location, "10x_mtx", _dataset_id(where, folder=True), files))
-    return sources
+    whole = len(markets) == 1 and not markets[0].prefix
+    return [_market(path, prefix, market, uri if whole else _child(uri, market.matrix)) for market in markets]
 
 
 def _single_market(path: str, prefix: str) -> DatasetSource:
     """Return the dataset of one Matrix Market file, its name tables being in the same folder."""
-    from cellray.ingest.market_files import find_markets
-
     folder, _, name = path.rpartition("/")
     uri = prefix + path
     try:
-        market = next((one for one in find_markets(storage.list_files(prefix + folder), matrix=name)), None)
-    except ValueError as error:
+        (market,) = find_markets(storage.list_files(prefix + folder), matrix=name)
+    except tree.RefusedError as error:
         msg = f"input {uri!r}: {one_line(error)}"
         raise InputError(msg) from error
-    if market is None:
-        msg = f"input {uri!r}: there are no tables of genes and barcodes beside it; put them into its folder"
-        raise InputError(msg)
-    files = tuple((role, _child(prefix + folder, one)) for role, one in market.roles())
+    return _market(folder, prefix, market, uri)
+
+
+def _market(folder: str, prefix: str, market: MarketFiles, uri: str) -> DatasetSource:
+    files = tuple((role, _child(prefix + folder, name)) for role, name in market.roles())
     where = f"{folder}/{market.prefix.rstrip('._- ')}" if market.prefix else folder
     return DatasetSource(uri, "10x_mtx", _dataset_id(where, folder=True), files)
 

@@ -7,7 +7,6 @@ that of refinement, and without refinement that of one part. It comes in two hal
 the language model answers for all datasets at once in between; ``conclude`` is the second one without its files.
 """
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -326,9 +325,8 @@ def _hashed(job: Finishing, shard: ShardRecord) -> ShardRecord:
     """Add the hash of a part that an earlier run wrote."""
     if shard.sha256:
         return shard
-    with storage.open_read(storage.join(job.folder, schema.SCORES_DIR, shard.name)) as file:
-        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
-    return shard.model_copy(update={"sha256": digest.hexdigest()})
+    digest = storage.file_digest(storage.join(job.folder, schema.SCORES_DIR, shard.name))
+    return shard.model_copy(update={"sha256": digest})
 
 
 def _scored_rows(job: Finishing) -> np.ndarray:

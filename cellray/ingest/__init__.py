@@ -4,7 +4,7 @@ Contract: ``find_sources`` -> ``inspect_dataset`` -> (``stage``) -> ``read_shard
 workers; values are read there. Nothing here knows of models beyond their gene table, and nothing runs on Ray.
 """
 
-from cellray.ingest.beside import check_beside, read_coordinates, read_graph, read_obs_text
+from cellray.ingest.beside import check_beside, check_numbers, read_coordinates, read_graph, read_obs_text
 from cellray.ingest.genes import GeneIndex, GeneMatch
 from cellray.ingest.plan import DatasetPlan, inspect_dataset
 from cellray.ingest.rejects import count_rejects
@@ -20,6 +20,7 @@ __all__ = [
     "RowBlock",
     "Shard",
     "check_beside",
+    "check_numbers",
     "count_rejects",
     "find_sources",
     "inspect_dataset",

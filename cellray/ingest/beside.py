@@ -14,6 +14,7 @@ from cellray.ingest.reader import Beside, open_dataset
 from cellray.ingest.sources import DatasetSource
 
 _MOST_NAMED = 20
+_BLOCK = 1 << 14
 
 
 def check_beside(source: DatasetSource, wanted: Mapping[str, Beside]) -> None:
@@ -45,3 +46,19 @@ def read_graph(source: DatasetSource, key: str) -> sparse.csr_matrix:
     """One ``obsp`` entry, (n, n) float32."""
     with open_dataset(source) as reader:
         return reader.beside("obsp", key)
+
+
+def check_numbers(source: DatasetSource, kind: Beside, key: str) -> tuple[tuple[int, int], bool]:
+    """Return the shape of an ``obsm`` or ``obsp`` entry and whether all its values are finite, reading it by blocks.
+
+    Raises
+    ------
+    ReadError
+        If it is no matrix of the dataset's cells.
+    """
+    with open_dataset(source) as reader:
+        width, finite = 0, True
+        for start in range(0, reader.n_cells, _BLOCK):
+            block = reader.beside(kind, key, start, min(start + _BLOCK, reader.n_cells))
+            width, finite = block.shape[1], finite and bool(np.isfinite(block.data).all())
+    return (reader.n_cells, width), finite

@@ -14,7 +14,7 @@ from cellray.ingest import matrix as matrices
 from cellray.ingest import tree
 from cellray.ingest.formats import MODALITIES
 from cellray.ingest.matrix import Entries, Matrix
-from cellray.ingest.reader import INDEX, LAYERS, RAW, Beside, Reader, X
+from cellray.ingest.reader import INDEX, LAYERS, RAW, Beside, Reader, X, table_instead
 
 _LEGACY_CATEGORIES = "__categories"
 TYPE_KEYS = ("feature_types", "feature_type", "modality", "feature_biotype")
@@ -81,31 +81,15 @@ class AnnDataReader(Reader):
 
     def feature_types(self, layer: str) -> list[str] | None:
         """Return what each column is, where a column of the gene table says so in words that are no biotype."""
-        return self._of_columns(layer, TYPE_KEYS)
+        return self.column_of_genes(layer, TYPE_KEYS, self._beside_raw(layer))
 
     def genomes(self, layer: str) -> list[str] | None:
         """Return the genome of each column, as scanpy keeps it of a 10x file."""
-        return self._of_columns(layer, GENOME_KEYS)
+        return self.column_of_genes(layer, GENOME_KEYS, self._beside_raw(layer))
 
     def notes(self) -> list[str]:
         """Return what was decided for the user when the file was opened."""
         return self._notes
-
-    def _of_columns(self, layer: str, keys: Sequence[str]) -> list[str] | None:
-        """Return a text column of the layer's gene table; of ``raw.X`` that of ``var`` where its own has none."""
-        table = self._var(layer)
-        there = table.text_columns()
-        key = next((key for key in keys if key in there), None)
-        if key is not None:
-            return table.read(key, 0, table.length())
-        if layer != RAW or tree.find(self._root, "var") is None:
-            return None
-        main = self._var(X)
-        key = next((key for key in keys if key in main.text_columns()), None)
-        if key is None:
-            return None
-        said = dict(zip(main.read(main.index, 0, main.length()), main.read(key, 0, main.length()), strict=True))
-        return [said.get(name, "") for name in self.gene_names(layer, INDEX)]
 
     def cell_names(self, start: int, stop: int) -> list[str]:
         """Names of cells ``start`` to ``stop``."""
@@ -134,20 +118,20 @@ class AnnDataReader(Reader):
         """One ``obs`` column as text."""
         return self._obs.read(key, 0, self.n_cells)
 
-    def beside(self, kind: Beside, key: str) -> sparse.csr_matrix:
-        """One entry of ``obsm`` or ``obsp``."""
+    def beside(self, kind: Beside, key: str, start: int = 0, stop: int | None = None) -> sparse.csr_matrix:
+        """Cells ``start`` to ``stop`` of an entry of ``obsm`` or ``obsp``."""
         node = tree.need(self._root, f"{kind}/{key}")
         if tree.attribute(node, "encoding-type") == "dataframe":
-            msg = (
-                f"{kind}[{key!r}] is a table of columns and no matrix; store its numbers: "
-                f"adata.{kind}[{key!r}] = adata.{kind}[{key!r}].to_numpy()"
-            )
-            raise tree.RefusedError(msg)
+            raise table_instead(kind, key)
         found = matrices.describe(self._root, f"{kind}/{key}")
         if found.n_cells != self.n_cells or found.layout == "csc":
             msg = f"{kind}/{key} is {found.layout} of {found.n_cells} rows; wanted dense or csr of {self.n_cells} cells"
             raise ValueError(msg)
-        return matrices.rows(self._root, found, 0, found.n_cells)
+        return matrices.rows(self._root, found, start, found.n_cells if stop is None else stop)
+
+    def _beside_raw(self, layer: str) -> str | None:
+        """Return the layer whose gene table says more of the genes of ``raw.X``, if there is one."""
+        return X if layer == RAW and tree.find(self._root, "var") is not None else None
 
     def _path(self, layer: str) -> str:
         return f"{self._raw}X" if layer == RAW else layer

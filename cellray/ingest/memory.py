@@ -5,7 +5,6 @@ columns, values. Nothing of the object is changed and no block shares memory wit
 converted once and kept while the source lives; anything else is read by row as it is, a backed one from its file.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -24,7 +23,7 @@ from cellray.ingest.matrix import (
     check_size,
     to_float32,
 )
-from cellray.ingest.reader import INDEX, LAYERS, RAW, Beside, Reader, X
+from cellray.ingest.reader import INDEX, LAYERS, RAW, Beside, Reader, X, table_instead
 from cellray.ingest.sources import DatasetSource
 
 if TYPE_CHECKING:
@@ -90,11 +89,11 @@ class MemoryReader(Reader):
 
     def feature_types(self, layer: str) -> list[str] | None:
         """Return what each column is, where the gene table says so."""
-        return self._of_columns(layer, TYPE_KEYS)
+        return self.column_of_genes(layer, TYPE_KEYS, X if layer == RAW else None)
 
     def genomes(self, layer: str) -> list[str] | None:
         """Return the genome of each column, where the gene table says so."""
-        return self._of_columns(layer, GENOME_KEYS)
+        return self.column_of_genes(layer, GENOME_KEYS, X if layer == RAW else None)
 
     def cell_names(self, start: int, stop: int) -> list[str]:
         """Names of cells ``start`` to ``stop``."""
@@ -140,32 +139,16 @@ class MemoryReader(Reader):
         """One ``obs`` column as text."""
         return _text(self._adata.obs[key])
 
-    def beside(self, kind: Beside, key: str) -> sparse.csr_matrix:
-        """One entry of ``obsm`` or ``obsp``."""
+    def beside(self, kind: Beside, key: str, start: int = 0, stop: int | None = None) -> sparse.csr_matrix:
+        """Cells ``start`` to ``stop`` of an entry of ``obsm`` or ``obsp``."""
         values = getattr(self._adata, kind)[key]
         if not sparse.issparse(values) and (not hasattr(values, "dtype") or len(values.shape) != 2):
-            msg = (
-                f"{kind}[{key!r}] is a table of columns and no matrix; store its numbers: "
-                f"adata.{kind}[{key!r}] = adata.{kind}[{key!r}].to_numpy()"
-            )
-            raise tree.RefusedError(msg)
-        return sparse.csr_matrix(values, dtype=np.float32, copy=True)
+            raise table_instead(kind, key)
+        rows = values.tocsr()[start:stop] if sparse.issparse(values) else values[start:stop]
+        return sparse.csr_matrix(rows, dtype=np.float32, copy=True)
 
     def _var(self, layer: str) -> "pd.DataFrame":
         return self._adata.raw.var if layer == RAW else self._adata.var
-
-    def _of_columns(self, layer: str, keys: Sequence[str]) -> list[str] | None:
-        """Return a text column of the layer's gene table; of ``raw.X`` that of ``var`` where its own has none."""
-        var = self._var(layer)
-        key = next((key for key in keys if key in _text_columns(var)), None)
-        if key is not None:
-            return _text(var[key])
-        main = self._adata.var
-        key = next((key for key in keys if key in _text_columns(main)), None)
-        if layer != RAW or key is None:
-            return None
-        said = dict(zip(_text(main.index.to_series()), _text(main[key]), strict=True))
-        return [said.get(name, "") for name in self.gene_names(layer, INDEX)]
 
     def _values(self, layer: str) -> Any:
         """Return a matrix in a form that can be read by row; None if it is not there."""

@@ -6,7 +6,7 @@ of gene names. Readers do not judge values and do not choose: that is ``cellray.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final, Literal
 
@@ -59,6 +59,20 @@ class Reader(ABC):
         """Return what was decided for the user when the file was opened, a sentence each."""
         return []
 
+    def column_of_genes(self, layer: str, keys: Sequence[str], other: str | None) -> list[str] | None:
+        """Return the first of the columns ``keys`` of the layer's gene table, else what ``other``'s says of its genes.
+
+        The table of ``raw.X`` often lacks what that of ``X`` says of the same genes.
+        """
+        key = next((key for key in keys if key in self.gene_keys(layer)), None)
+        if key is not None:
+            return self.gene_names(layer, key)
+        key = None if other is None else next((key for key in keys if key in self.gene_keys(other)), None)
+        if other is None or key is None:
+            return None
+        said = dict(zip(self.gene_names(other, INDEX), self.gene_names(other, key), strict=True))
+        return [said.get(name, "") for name in self.gene_names(layer, INDEX)]
+
     @abstractmethod
     def cell_names(self, start: int, stop: int) -> list[str]:
         """Names of cells ``start`` to ``stop`` as they are in the file: perhaps empty, perhaps not unique."""
@@ -83,9 +97,17 @@ class Reader(ABC):
         """One ``obs`` column as text, a value per cell, empty where there is none."""
         raise NotImplementedError
 
-    def beside(self, kind: Beside, key: str) -> sparse.csr_matrix:
-        """One entry of ``obsm`` (cells x coordinates) or ``obsp`` (cells x cells), float32."""
+    def beside(self, kind: Beside, key: str, start: int = 0, stop: int | None = None) -> sparse.csr_matrix:
+        """Cells ``start`` to ``stop``, by default all, of an entry of ``obsm`` or ``obsp``, float32."""
         raise NotImplementedError
+
+
+def table_instead(kind: Beside, key: str) -> tree.RefusedError:
+    """Return the refusal of an entry that is a table of columns where a matrix belongs."""
+    return tree.RefusedError(
+        f"{kind}[{key!r}] is a table of columns and no matrix; store its numbers: "
+        f"adata.{kind}[{key!r}] = adata.{kind}[{key!r}].to_numpy()"
+    )
 
 
 @contextmanager

@@ -54,17 +54,9 @@ class TenxReader(Reader):
         self.n_cells = tree.length(self._barcodes)
         version3 = tree.find(group, "features") is not None
         ids, symbols = ("features/id", "features/name") if version3 else ("genes", "gene_names")
+        self._keys = {INDEX: symbols, GENE_IDS: ids}
         self._n_features = tree.length(tree.need(group, ids))
         matrices.check_size(self.n_cells, self._n_features)
-        self._genes = {
-            INDEX: tree.strings(tree.need(group, symbols)),
-            GENE_IDS: tree.strings(tree.need(group, ids)),
-        }
-        for name, values in self._genes.items():
-            if len(values) != self._n_features:
-                msg = f"10x .h5: {name} has {len(values)} entries, but there are {self._n_features} features"
-                raise ValueError(msg)
-        self._types, self._genomes = (self._said(f"features/{name}") for name in ("feature_type", "genome"))
 
     def layers(self) -> list[str]:
         """``X`` only."""
@@ -80,19 +72,24 @@ class TenxReader(Reader):
 
     def gene_keys(self, layer: str) -> list[str]:
         """``index`` (symbols) and ``gene_ids``."""
-        return list(self._genes)
+        return list(self._keys)
 
     def gene_names(self, layer: str, key: str) -> list[str]:
         """Symbols or ids of the columns."""
-        return self._genes[key]
+        path = self._keys[key]
+        names = self._said(path)
+        if names is None:
+            msg = f"10x .h5: {self._name}/{path} is missing"
+            raise ValueError(msg)
+        return names
 
     def feature_types(self, layer: str) -> list[str] | None:
         """Return what each feature is (version 3)."""
-        return self._types
+        return self._said("features/feature_type")
 
     def genomes(self, layer: str) -> list[str] | None:
         """Return the genome of each feature (version 3)."""
-        return self._genomes
+        return self._said("features/genome")
 
     def notes(self) -> list[str]:
         """Say which genome was chosen, where there is a matrix for each."""
@@ -111,6 +108,7 @@ class TenxReader(Reader):
         return matrices.rows(self._root, replace(matrix, n_columns=self._n_features), start, stop)
 
     def _said(self, path: str) -> list[str] | None:
+        """Return a column of the feature table, read when it is asked for: rows are read without it."""
         node = tree.find(self._root, f"{self._name}/{path}")
         if node is None:
             return None

@@ -7,11 +7,12 @@ known labels as every label is read. Nothing is refined here.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from cellray.errors import DatasetError, RefineError
-from cellray.ingest import DatasetSource, check_beside, read_coordinates, read_graph, read_obs_text
+from cellray.ingest import DatasetSource, check_beside, check_numbers, read_obs_text
 from cellray.labels.candidates import Label, close_labels, match_truth
 from cellray.labels.ontology import Ontology
 from cellray.settings import AnnotateSettings
@@ -53,14 +54,12 @@ def check_given(source: DatasetSource, settings: AnnotateSettings, labels: Seque
     if settings.anchor_key is not None:
         known_labels(source, settings.anchor_key, read_obs_text(source, settings.anchor_key), labels)
     if settings.use_rep is not None:
-        points = read_coordinates(source, settings.use_rep)
-        _check_finite(source, f"obsm[{settings.use_rep!r}]", points, "--use-rep")
+        _check_finite(source, "obsm", settings.use_rep, "--use-rep")
     if settings.use_graph is not None:
-        graph = read_graph(source, settings.use_graph)
-        if graph.shape[0] != graph.shape[1]:
-            msg = f"{source.uri}: obsp[{settings.use_graph!r}] is {graph.shape}, not cells x cells; name another one"
+        shape = _check_finite(source, "obsp", settings.use_graph, "--use-graph")
+        if shape[0] != shape[1]:
+            msg = f"{source.uri}: obsp[{settings.use_graph!r}] is {shape}, not cells x cells; name another one"
             raise RefineError(msg)
-        _check_finite(source, f"obsp[{settings.use_graph!r}]", graph.data, "--use-graph")
 
 
 def known_labels(source: DatasetSource, key: str, known: np.ndarray, labels: Sequence[Label]) -> np.ndarray:
@@ -133,7 +132,12 @@ def _is_decimal(text: str) -> bool:
         return False
 
 
-def _check_finite(source: DatasetSource, what: str, values: np.ndarray, option: str) -> None:
-    if not np.isfinite(values).all():
-        msg = f"{source.uri}: {what} holds values that are missing or infinite; name another entry for {option}"
+def _check_finite(source: DatasetSource, kind: Literal["obsm", "obsp"], key: str, option: str) -> tuple[int, int]:
+    """Refuse an entry with values that are no numbers; returns its shape."""
+    shape, finite = check_numbers(source, kind, key)
+    if not finite:
+        msg = (
+            f"{source.uri}: {kind}[{key!r}] holds values that are missing or infinite; name another entry for {option}"
+        )
         raise RefineError(msg)
+    return shape
